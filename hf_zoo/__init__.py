@@ -28,7 +28,17 @@ _HOMES = {
     "load_recipe": "hf_zoo.recipe.loader",
 }
 
-__all__ = [
+__all__ = [  # noqa: RUF022
+    "AutoMergedModel",
+    "FolderHub",
+    "Manifest",
+    "Member",
+    "Method",
+    "Population",
+    "ZooTrainer",
+    "expand",
+    "load_recipe",
+]
     *_HOMES,
     "__version__",
     "ZooTrainer",

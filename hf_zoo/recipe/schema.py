@@ -357,8 +357,8 @@ class MergeRecipe:
         method: A file name of `hf_zoo/methods`.
         parameters: The method's hyper-parameters.
         base: The model all members were trained from; null takes it from their manifests.
-        heads: `per_task` keeps each task's head in a sub-folder, `merge` averages heads of one label space; null decides by
-            the tasks.
+        heads: `per_task` keeps each task's head in a sub-folder, `merge` averages heads of one label space; null
+            decides by the tasks.
         dtype: Type of the written weights; null keeps the members'.
         data: Task -> the data to evaluate it on; tasks not named are evaluated on their members' own data.
         evaluate: Evaluate the merge and its parents on every task.
