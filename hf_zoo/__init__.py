@@ -28,7 +28,7 @@ _HOMES = {
     "load_recipe": "hf_zoo.recipe.loader",
 }
 
-__all__ = [  # noqa: RUF022
+__all__ = [
     "AutoMergedModel",
     "FolderHub",
     "Manifest",
@@ -39,18 +39,6 @@ __all__ = [  # noqa: RUF022
     "expand",
     "load_recipe",
 ]
-    *_HOMES,
-    "__version__",
-    "ZooTrainer",
-    "load_recipe",
-    "expand",
-    "Manifest",
-    "Member",
-    "Population",
-    "Method",
-    "FolderHub",
-    "AutoMergedModel",
-]  # noqa: PLE0604, RUF100
 
 
 def __getattr__(name: str) -> Any:
