@@ -101,6 +101,8 @@ class Manifest:
         num_parameters: Number of parameters, tied ones once.
         sha256: Hash of the weights file.
         versions: Library -> version it was made with.
+        license: Licence of the weights, as the Hub spells it; set when it is published.
+        language: Language codes, as the Hub spells them; set when it is published.
         failure: Why it failed.
     """
 
@@ -130,6 +132,8 @@ class Manifest:
     num_parameters: int | None = None
     sha256: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    license: str | None = None
+    language: tuple[str, ...] = ()
     failure: str | None = None
     schema: int = SCHEMA
 
@@ -167,7 +171,7 @@ class Manifest:
         try:
             values["parents"] = tuple(Parent(**parent) for parent in values.get("parents", ()))
             values["snapshots"] = tuple(Snapshot(**snapshot) for snapshot in values.get("snapshots", ()))
-            for key in ("results", "statistics", "tasks"):
+            for key in ("results", "statistics", "tasks", "language"):
                 values[key] = tuple(values.get(key, ()))
             return cls(**values)
         except TypeError as error:
