@@ -1,0 +1,241 @@
+"""Checkpoints: weights read lazily by name, and written so that a folder is wholly there or not at all.
+
+A checkpoint is a folder with safetensors shards, old `.bin` files (read with `weights_only=True`) or a PEFT adapter.
+Reading maps the files into memory, so a tensor costs memory while somebody holds it and nothing before. Writing needs
+the names, shapes and types beforehand and then takes the tensors in any order, one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from hf_zoo.errors import CheckpointError
+from hf_zoo.shards import (
+    INDEX_FILE,
+    MAX_SHARD_BYTES,
+    WEIGHTS_FILE,
+    TensorInfo,
+    describe_nonfinite,
+    is_finite,
+    new_folder,
+    read_header,
+    require_space,
+    write_weights,
+)
+
+BIN_FILE = "pytorch_model.bin"
+BIN_INDEX_FILE = "pytorch_model.bin.index.json"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+
+
+class CheckpointReader(Mapping[str, Tensor]):
+    """A read-only mapping name -> tensor that reads a tensor when it is asked for.
+
+    Names are those on disk; tied tensors appear once. Whoever writes into a tensor changes a private copy of its
+    pages, never the file.
+
+    Args:
+        source: Whose weights these are, for messages.
+        layout: Names in order, with shapes and types.
+        read: Returns the tensor of a name.
+        files: Name -> the file that holds it.
+    """
+
+    def __init__(
+        self, source: str, layout: Mapping[str, TensorInfo], read: Callable[[str], Tensor], files: Mapping[str, Path]
+    ) -> None:
+        self.source = source
+        self.layout = dict(layout)
+        self._read = read
+        self._files = dict(files)
+
+    @classmethod
+    def open(cls, folder: str | Path, source: str | None = None) -> CheckpointReader:
+        """Open a folder's weights, reading nothing but their headers.
+
+        Args:
+            folder: Folder with `model.safetensors`, its index, `pytorch_model.bin`, its index, or a PEFT adapter.
+            source: Whose they are, for messages; null for the folder.
+
+        Raises:
+            CheckpointError: If there are no weights, or a file is truncated or damaged.
+        """
+        folder = Path(folder)
+        source = source or str(folder)
+        if (folder / ADAPTER_CONFIG_FILE).is_file():
+            from hf_zoo.adapters import open_adapter
+
+            return open_adapter(folder, source)
+        if (folder / WEIGHTS_FILE).is_file():
+            return _open_safetensors(source, [folder / WEIGHTS_FILE])
+        if (folder / INDEX_FILE).is_file():
+            return _open_safetensors(source, _files_of_index(source, folder / INDEX_FILE))
+        if (folder / BIN_FILE).is_file():
+            return _open_bin(source, [folder / BIN_FILE])
+        if (folder / BIN_INDEX_FILE).is_file():
+            return _open_bin(source, _files_of_index(source, folder / BIN_INDEX_FILE))
+        known = ", ".join([WEIGHTS_FILE, INDEX_FILE, BIN_FILE, BIN_INDEX_FILE, ADAPTER_CONFIG_FILE])
+        raise CheckpointError(f"{source}: no weights: expected one of {known} in {folder}")
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.layout:
+            raise KeyError(f"{self.source} has no tensor {name!r}")
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout)
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.layout
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+        return self.layout[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's type without reading it."""
+        return self.layout[name].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return sum(info.nbytes for info in self.layout.values())
+
+    def file(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        return self._files[name]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the tensors, each once, in order."""
+        return tuple(dict.fromkeys(self._files.values()))
+
+
+def verify_weights(folder: str | Path, finite: bool = True) -> None:
+    """Check that a folder's weights are whole.
+
+    Args:
+        folder: Folder with weights.
+        finite: Also read every floating tensor and refuse NaN and infinity.
+
+    Raises:
+        CheckpointError: If a file is truncated or damaged, or a tensor is not finite; names file and tensor.
+    """
+    reader = CheckpointReader.open(folder)
+    for name in reader if finite else ():
+        if not is_finite(reader[name]):
+            raise CheckpointError(f"{reader.file(name)}: tensor {name!r} holds {describe_nonfinite(reader[name])}")
+
+
+def write_checkpoint(
+    folder: str | Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    layout: Mapping[str, TensorInfo],
+    files: Mapping[str, bytes | Path] | None = None,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    replace: bool = False,
+) -> list[Path]:
+    """Write a new folder with weights and further files; it appears whole or not at all.
+
+    Args:
+        folder: The folder to make.
+        tensors: Name and tensor, in any order, each name once; one is held at a time.
+        layout: What will come: names in the order shards are cut, shapes and types.
+        files: Name -> content, or the file to copy.
+        max_shard_bytes: Largest weights file; one tensor is never split.
+        replace: Replace an existing folder; else it is refused.
+
+    Returns:
+        The weights files written.
+
+    Raises:
+        CheckpointError: If the folder exists, the disk is too small, or a tensor is unknown, missing, of another shape
+            or not finite.
+    """
+    folder = Path(folder)
+    require_space(folder, sum(info.nbytes for info in layout.values()))
+    with new_folder(folder, replace=replace) as temporary:
+        for name, content in (files or {}).items():
+            if isinstance(content, Path):
+                shutil.copyfile(content, temporary / name)
+            else:
+                (temporary / name).write_bytes(content)
+        written = write_weights(temporary, tensors, layout, max_shard_bytes=max_shard_bytes)
+    return [folder / path.name for path in written]
+
+
+def _open_safetensors(source: str, paths: list[Path]) -> CheckpointReader:
+    layout: dict[str, TensorInfo] = {}
+    files: dict[str, Path] = {}
+    for path in paths:
+        for name, info in read_header(path).items():
+            layout[name], files[name] = info, path
+    handles: dict[Path, Any] = {}
+
+    def read(name: str) -> Tensor:
+        path = files[name]
+        if path not in handles:
+            handles[path] = safe_open(path, framework="pt").__enter__()
+        return handles[path].get_tensor(name)
+
+    return CheckpointReader(source, layout, read, files)
+
+
+def _open_bin(source: str, paths: list[Path]) -> CheckpointReader:
+    tensors: dict[str, Tensor] = {}
+    files: dict[str, Path] = {}
+    seen: set[tuple[Any, ...]] = set()
+    for path in paths:
+        for name, tensor in _load_bin(path).items():
+            if not isinstance(tensor, Tensor):
+                raise CheckpointError(f"{path}: {name!r} is a {type(tensor).__name__}, expected tensors only")
+            identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if tensor.numel() and identity in seen:
+                continue  # tied: the first name is the one a model saves under
+            seen.add(identity)
+            tensors[name], files[name] = tensor, path
+    layout = {name: TensorInfo.of(tensor) for name, tensor in tensors.items()}
+    return CheckpointReader(source, layout, tensors.__getitem__, files)
+
+
+def _load_bin(path: Path) -> dict[str, Any]:
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # written by torch before 1.6, which cannot be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: refused, it holds more than weights; convert it to safetensors") from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: truncated or damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected name -> tensor")
+    return content
+
+
+def _files_of_index(source: str, path: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(path.read_text())["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{path}: not an index of weights: {error}") from error
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{path}: names {outside[0]!r}, which is not a file of its own folder")
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{source}: {path.name} names {missing[0]!r}, which is not there: fetch it again")
+    return [path.parent / name for name in names]
