@@ -1,0 +1,218 @@
+"""Trunk and head of a model, read off the model itself, and what their tensors are called on disk.
+
+The trunk is what `model.base_model` holds and `AutoModel` loads; the head is the rest. transformers saves some
+families under older names than their modules have, leaves out tied tensors and splits or joins others. No table of
+architectures is kept here: a skeleton without storage goes through the library's own way of saving.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+from hf_zoo.errors import ModelError, nearest
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Which tensors of a saved model are trunk and which are head; all names are names on disk.
+
+    Attributes:
+        architecture: The model's class.
+        auto_class: The Auto class that loads it; null for a class no Auto class knows.
+        trunk: Name of a trunk tensor -> its name where the trunk is saved alone.
+        head: Names of the head's tensors, tied ones left out.
+        absent: Tensors a trunk alone would have and this model has not, such as a pooler it does not use.
+        trunk_architecture: The trunk's class.
+        trunk_config: The trunk's config, without labels.
+    """
+
+    architecture: str
+    auto_class: str | None
+    trunk: dict[str, str]
+    head: tuple[str, ...]
+    absent: tuple[str, ...]
+    trunk_architecture: str
+    trunk_config: PreTrainedConfig
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Structure:
+        """Read the structure of a saved model off its config; no weights are touched.
+
+        Raises:
+            ModelError: If the folder has no config, or its class is not known here.
+        """
+        model_class, config = class_of(folder)
+        return cls.of(model_class, config)
+
+    @classmethod
+    def of(cls, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Structure:
+        """Read the structure of a class with a config."""
+        model = skeleton(model_class, config)
+        trunk_model = _trunk_skeleton(model)
+        names, inside = saved_names(model), set(trunk_names(model))
+        in_trunk = [name for name in names if name in inside]
+        trunk, absent = _names_alone(names_on_disk(model, in_trunk), trunk_prefix(model), trunk_model)
+        return cls(
+            architecture=model_class.__name__,
+            auto_class=auto_class_of(model_class, config),
+            trunk=trunk,
+            head=tuple(names_on_disk(model, [name for name in names if name not in inside])),
+            absent=absent,
+            trunk_architecture=type(trunk_model).__name__,
+            trunk_config=_without_labels(trunk_model.config, type(trunk_model)),
+        )
+
+
+def trunk_module(model: PreTrainedModel) -> nn.Module:
+    """Return the module that holds the trunk; a timm net holds its classifier inside as well."""
+    return model.base_model
+
+
+def trunk_prefix(model: PreTrainedModel) -> str:
+    """Return what the trunk's tensors are called with inside a model and without alone, its dot included."""
+    base = trunk_module(model)
+    if base is model or not isinstance(base, PreTrainedModel):
+        return ""
+    return next(f"{name}." for name, module in model.named_modules() if module is base)
+
+
+def trunk_names(model: PreTrainedModel) -> list[str]:
+    """Return the trunk's names in a model's `state_dict`, in its order."""
+    names = list(model.state_dict())
+    base = trunk_module(model)
+    if base is model:
+        return names
+    if isinstance(base, PreTrainedModel):
+        return [name for name in names if name.startswith(trunk_prefix(model))]
+    alone = set(_trunk_skeleton(model).state_dict())
+    return [name for name in names if name in alone]
+
+
+def head_names(model: PreTrainedModel) -> list[str]:
+    """Return the head's names in a model's `state_dict`, in its order; a tied output layer is among them."""
+    trunk = set(trunk_names(model))
+    return [name for name in model.state_dict() if name not in trunk]
+
+
+def class_of(folder: str | Path) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """Return the class and config a saved model loads as.
+
+    Code that lies in a repo is never executed: a class from outside transformers must be one of `hf_zoo.models`.
+
+    Raises:
+        ModelError: If there is no config, or the class is not known here.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: no config.json: this is not a saved model") from None
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    home = _import_home(folder, content.get("auto_map") or {})
+    architectures = content.get("architectures") or []
+    if not architectures:
+        raise ModelError(f"{path}: `architectures` is missing: save the model again with `save_pretrained`")
+    model_class = getattr(home, architectures[0], None)
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+        raise ModelError(
+            f"{path}: class {architectures[0]!r} is not in {home.__name__}{nearest(architectures[0], dir(home))}"
+        )
+    return model_class, AutoConfig.from_pretrained(folder)
+
+
+def skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a model without storage: names, shapes and types, and nothing else."""
+    with torch.device("meta"):
+        return model_class(copy.deepcopy(config))
+
+
+def saved_names(model: PreTrainedModel) -> list[str]:
+    """Return the names, as modules have them, of the tensors `save_pretrained` would save: tied ones once."""
+    tensors = dict(model.state_dict())
+    for name in model._keys_to_ignore_on_save or ():
+        tensors.pop(name, None)
+    return list(remove_tied_weights_from_state_dict(tensors, model))
+
+
+def names_on_disk(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """Return what `save_pretrained` would call some of a model's tensors, in order.
+
+    Args:
+        model: A model, which may be a skeleton.
+        names: Names as its modules have them. A tensor that is split or joined on disk needs its whole module here.
+    """
+    tensors: dict[str, Tensor] = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
+    return list(revert_weight_conversion(model, {name: tensors[name] for name in names}))
+
+
+def auto_class_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
+    """Return the name of the Auto class that loads a class, `AutoModel` for a trunk."""
+    auto_classes = [name for name in dir(transformers) if name.startswith("AutoModel")]
+    for name in sorted(auto_classes, key=lambda name: (name != "AutoModel", name)):
+        mapping = getattr(getattr(transformers, name), "_model_mapping", None)
+        if mapping is None or type(config) not in mapping:
+            continue
+        classes = mapping[type(config)]
+        if model_class in (classes if isinstance(classes, tuple) else (classes,)):
+            return name
+    return None
+
+
+def _trunk_skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """Build the trunk a model would be without its head, as `AutoModel` does."""
+    base = trunk_module(model)
+    if isinstance(base, PreTrainedModel):
+        return skeleton(type(base), base.config)
+    with torch.device("meta"):  # timm: the wrapped net is no model of transformers, its bare wrapper is
+        return AutoModel.from_config(copy.deepcopy(model.config))
+
+
+def _names_alone(
+    on_disk: list[str], prefix: str, trunk_model: PreTrainedModel
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Pair the names of trunk tensors inside a model with those of the trunk saved alone."""
+    alone = names_on_disk(trunk_model, saved_names(trunk_model))
+    inside = {prefix + name: name for name in alone}
+    if not set(on_disk) <= set(inside):
+        # Another naming inside than alone: transformers itself loads a trunk from a whole model's names.
+        return {name: name for name in on_disk}, ()
+    trunk = {name: inside[name] for name in on_disk}
+    return trunk, tuple(name for name in alone if name not in set(trunk.values()))
+
+
+def _without_labels(config: PreTrainedConfig, model_class: type[nn.Module]) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    config.num_labels = 2  # the default, which is not written
+    config.problem_type = None
+    config.architectures = [model_class.__name__]
+    return config
+
+
+def _import_home(folder: str | Path, auto_map: dict[str, Any]) -> Any:
+    """Return the module a saved model's class is defined in."""
+    if not auto_map:
+        return transformers
+    reference = next(iter(auto_map.values()))
+    reference = reference[0] if isinstance(reference, list) else reference
+    module = str(reference).rpartition("--")[2].split(".")[0]
+    if not module.isidentifier() or find_spec(f"hf_zoo.models.{module}") is None:
+        raise ModelError(
+            f"{folder}: its class comes with code of its own ({reference}), which is not executed here: load it with "
+            "`trust_remote_code=True` and save it as a stock class"
+        )
+    return import_module(f"hf_zoo.models.{module}")
