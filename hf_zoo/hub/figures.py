@@ -1,0 +1,94 @@
+"""The picture on a card: the learning curve of one member, with the same bytes for the same results."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hf_zoo.hub.metadata import SPLITS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLORS = {"train": "#0072b2", "validation": "#d55e00", "test": "#009e73"}  # told apart by colour-blind readers too
+_MARKERS = {"train": "o", "validation": "s", "test": "^"}
+_PREFERRED = ("accuracy", "top1", "perplexity", "f1")
+_MOST_MARKED = 40
+_KEYWORD = "hf_zoo results"
+
+# Style contexts are process-wide state of matplotlib.
+_DRAWING = threading.Lock()
+
+
+def draw_learning_curve(results: Sequence[dict[str, Any]]) -> bytes:
+    """Draw loss and main metric of every split against the epoch.
+
+    Args:
+        results: One record an epoch: `epoch`, and `SPLIT_METRIC` values.
+
+    Returns:
+        A PNG without date or software version; `shows` tells whether a PNG was drawn from given results.
+    """
+    from matplotlib import rc_context, rcParamsDefault
+    from matplotlib.figure import Figure
+
+    metrics = _plotted(results)
+    with _DRAWING, rc_context(rcParamsDefault):
+        figure = Figure(figsize=(4.4 * max(1, len(metrics)), 3.2), dpi=120, layout="constrained")
+        for axes, metric in zip(figure.subplots(1, max(1, len(metrics)), squeeze=False)[0], metrics, strict=False):
+            _draw(axes, results, metric)
+        target = io.BytesIO()
+        figure.savefig(target, format="png", metadata={"Software": None, _KEYWORD: _digest(results)})
+    return target.getvalue()
+
+
+def shows(picture: bytes, results: Sequence[dict[str, Any]]) -> bool:
+    """Whether a PNG of `draw_learning_curve` was drawn from these results."""
+    return f"{_KEYWORD}\0{_digest(results)}".encode() in picture
+
+
+def main_metric(results: Sequence[dict[str, Any]]) -> str | None:
+    """Return the metric the results are judged by, beside the loss; null when there is none."""
+    present = {key.partition("_")[2] for record in results for key in record if key.partition("_")[0] in SPLITS}
+    for metric in _PREFERRED:
+        if metric in present:
+            return metric
+    return min(present - {"loss"}, default=None)
+
+
+def _digest(results: Sequence[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(list(results), sort_keys=True).encode()).hexdigest()
+
+
+def _plotted(results: Sequence[dict[str, Any]]) -> list[str]:
+    candidates = ["loss", main_metric(results)]
+    return [metric for metric in candidates if metric and any(_series(results, s, metric)[0] for s in SPLITS)]
+
+
+def _series(results: Sequence[dict[str, Any]], split: str, metric: str) -> tuple[list[float], list[float]]:
+    points = [
+        (float(record.get("epoch", place)), float(value))
+        for place, record in enumerate(results)
+        if isinstance(value := record.get(f"{split}_{metric}"), int | float) and math.isfinite(value)
+    ]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _draw(axes: Axes, results: Sequence[dict[str, Any]], metric: str) -> None:
+    for split in SPLITS:
+        x, y = _series(results, split, metric)
+        if not x:
+            continue
+        marker = _MARKERS[split] if len(x) <= _MOST_MARKED else None
+        axes.plot(x, y, color=_COLORS[split], marker=marker, markersize=3.5, linewidth=1.6, label=split)
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_title(metric.replace("_", " "), fontsize=11)
+    axes.grid(color="#d9d9d9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
