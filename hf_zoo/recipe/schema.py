@@ -1,13 +1,14 @@
 """What a recipe may say: one strict, frozen dataclass a verb, and the parts they share.
 
 A key of the YAML file is a field here, a default here is the default there, and the type here is what the loader
-coerces to. Nothing in this module reads a file or imports a library.
+coerces to. A section with a `SHORTHAND` may be written as that key's value alone: `objective: masked_lm`. Nothing in
+this module reads a file or imports a library.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 Init = Literal["default", "xavier_uniform", "xavier_normal", "uniform", "normal", "kaiming_normal", "kaiming_uniform"]
 
@@ -22,6 +23,8 @@ class HeadSpec:
         dropout: Dropout probability before each layer of an `mlp` head, in [0, 1).
         reuse: Keep the parent's head where its shapes fit, instead of a fresh one.
     """
+
+    SHORTHAND: ClassVar[str] = "type"
 
     type: Literal["linear", "mlp"] = "linear"
     hidden: tuple[int, ...] = ()
@@ -40,6 +43,8 @@ class AdapterSpec:
         dropout: Dropout probability on the adapter's input, in [0, 1).
         target_modules: Names of the linear layers to adapt, or `all-linear`.
     """
+
+    SHORTHAND: ClassVar[str] = "type"
 
     type: Literal["lora"] = "lora"
     rank: int = 8
@@ -108,6 +113,8 @@ class DataSpec:
         split_seed: Seed of every choice made here.
     """
 
+    SHORTHAND: ClassVar[str] = "path"
+
     path: str = "digits"
     name: str | None = None
     revision: str | None = None
@@ -167,6 +174,8 @@ class ObjectiveSpec:
         mlm_probability: Share of tokens masked, for `masked_lm`.
         mode: `scratch` starts from a fresh model, `continued` from the parent; for `masked_lm`.
     """
+
+    SHORTHAND: ClassVar[str] = "name"
 
     name: Literal["image_classification", "contrastive", "masked_lm", "sequence_classification"]
     temperature: float = 0.07

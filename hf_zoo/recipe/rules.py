@@ -1,0 +1,324 @@
+"""Keys of a recipe that need or exclude one another, and names a Hub would refuse."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_zoo.errors import nearest
+from hf_zoo.recipe.binding import Mistake, overlap
+from hf_zoo.recipe.schema import (
+    AugmentationSpec,
+    FinetuneRecipe,
+    MergeRecipe,
+    TokenizerSpec,
+    TrainingSpec,
+    TrainRecipe,
+)
+
+IMAGE_OBJECTIVES = ("image_classification", "contrastive")
+EMBEDDED_IMAGES = ("digits",)
+EMBEDDED_TEXTS = ("docs", "docs-sentences", "docs-pairs", "docs-topics")
+MAX_REPO_CHARACTERS = 96
+MEMBER_DIGITS = 3
+
+
+# Arguments of the Trainer that a recipe says in its own words; said twice, one of the two would silently lose.
+OWN_ARGUMENTS = {
+    "output_dir": "output",
+    "num_train_epochs": "training.epochs",
+    "max_steps": "training.max_steps",
+    "per_device_train_batch_size": "training.batch_size",
+    "per_device_eval_batch_size": "training.eval_batch_size",
+    "gradient_accumulation_steps": "training.accumulation",
+    "optim": "training.optimizer",
+    "learning_rate": "training.learning_rate",
+    "weight_decay": "training.weight_decay",
+    "adam_beta1": "training.betas",
+    "adam_beta2": "training.betas",
+    "lr_scheduler_type": "training.schedule",
+    "warmup_steps": "training.warmup",
+    "max_grad_norm": "training.max_grad_norm",
+    "bf16": "training.precision",
+    "fp16": "training.precision",
+    "report_to": "training.report_to",
+    "seed": "seed",
+    "data_seed": "seeds.order",
+    "label_smoothing_factor": "augmentation.label_smoothing",
+    "eval_strategy": "training.evaluate_train",
+    "save_strategy": "snapshots",
+    "save_steps": "snapshots.every_steps",
+    "save_total_limit": "snapshots.keep_last",
+    "load_best_model_at_end": "snapshots.best",
+    "metric_for_best_model": "snapshots.best",
+    "resume_from_checkpoint": "nothing: a run resumes by itself",
+    "push_to_hub": "publish.namespace",
+    "hub_model_id": "publish.namespace",
+    "hub_private_repo": "publish.private",
+    "hub_strategy": "publish.snapshots",
+}
+
+
+def check_rules(recipe: Any, mistaken: Sequence[str] = ()) -> list[Mistake]:
+    """Return where keys contradict or lack one another.
+
+    Args:
+        recipe: The recipe of one member, its factors applied, or of a merge.
+        mistaken: Paths that have a mistake already; rules that look at them are left out.
+    """
+    rules = MERGE_RULES if isinstance(recipe, MergeRecipe) else TRAIN_RULES
+    mistakes = []
+    for looks_at, rule in rules.items():
+        if not any(overlap(path, other) for path in looks_at for other in mistaken):
+            mistakes += [Mistake(path, message) for path, message in rule(recipe)]
+    return mistakes
+
+
+def check_repo_name(name: str, namespace: str | None, reserved: int = 0) -> str | None:
+    """Return why a Hub would refuse a repo name, or null.
+
+    Args:
+        name: The repo's name, or the part of it a recipe gives.
+        namespace: User or organisation it goes to, where known.
+        reserved: Characters that will be put behind the name.
+    """
+    longest = MAX_REPO_CHARACTERS - reserved - (len(namespace) + 1 if namespace else 0)
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        wrong = sorted(set(re.sub(r"[A-Za-z0-9._-]", "", name)))
+        came = f"not {' '.join(map(repr, wrong))}" if wrong else "and not nothing"
+        return f"a Hub refuses {name!r}: letters, digits, `-`, `_`, `.` only, {came}"
+    if "--" in name or ".." in name:
+        return f"a Hub refuses {name!r}: no `--` and no `..`"
+    if name[0] in "-." or (name[-1] in "-." and not reserved):
+        return f"a Hub refuses {name!r}: no `-` or `.` at either end"
+    if reserved and name[-1] == "-":
+        return f"a Hub refuses {name!r}: no `-` at its end, the members' numbers follow behind another one"
+    if name.endswith((".git", ".ipynb")) and not reserved:
+        return f"a Hub refuses {name!r}: no `.git` or `.ipynb` at its end"
+    if len(name) > longest:
+        return (
+            f"a Hub refuses names longer than {MAX_REPO_CHARACTERS}: {len(name)} characters, {longest} are free here"
+        )
+    return None
+
+
+def method_names() -> list[str]:
+    """Return the names of the merge methods, read off their files without importing any."""
+    folder = Path(__file__).resolve().parent.parent / "methods"
+    return sorted(path.stem for path in folder.glob("[a-z]*.py") if path.stem != "base")
+
+
+def _check_name(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
+    if problem := check_repo_name(recipe.name, recipe.publish.namespace, MEMBER_DIGITS + 1):
+        yield "name", problem
+
+
+def _check_namespace(recipe: TrainRecipe | MergeRecipe) -> Iterator[tuple[str, str]]:
+    namespace = recipe.publish.namespace
+    if namespace is not None and not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", namespace):
+        yield "publish.namespace", f"expected a user or organisation of a Hub, got {namespace!r}"
+
+
+def _check_output(recipe: TrainRecipe | MergeRecipe) -> Iterator[tuple[str, str]]:
+    if not recipe.output.strip():
+        yield "output", "expected a folder, got an empty text"
+
+
+def _check_start(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
+    finetuning = isinstance(recipe, FinetuneRecipe)
+    if recipe.parent is None:
+        if finetuning:
+            yield "parent", "is missing: fine-tuning starts from a member's folder, or org/name on a Hub"
+        elif recipe.objective.mode == "continued":
+            yield "parent", "is missing: objective.mode `continued` continues a parent"
+        elif recipe.model.type is None:
+            yield "model.type", "is missing: without a parent, name a model type of transformers, or timm"
+        if recipe.model.head.reuse:
+            yield "model.head.reuse", "keeps the parent's head, but there is no parent"
+        if recipe.model.adapter is not None:
+            yield "model.adapter", "adapts a parent's weights, but there is no parent"
+    elif not recipe.parent.strip():
+        yield "parent", "expected a member's folder, or org/name on a Hub, got an empty text"
+    if recipe.model.type == "timm" and recipe.parent is None and not recipe.model.config.get("architecture"):
+        yield "model.config.architecture", "is missing: name a model of timm (`resnet18`)"
+
+
+def _check_head(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
+    head = recipe.model.head
+    if head.type == "mlp" and not head.hidden:
+        yield "model.head.hidden", "is missing: an mlp head needs the widths of its hidden layers"
+    if head.type == "linear" and head.hidden:
+        yield "model.head.hidden", "is for an mlp head: set model.head.type to mlp"
+    if head.type == "linear" and head.dropout:
+        yield "model.head.dropout", "is for an mlp head: set model.head.type to mlp"
+    if head.type == "mlp" and recipe.objective.name == "masked_lm":
+        yield "model.head.type", "`mlp` is for classification and contrastive objectives, not for masked_lm"
+
+
+def _check_adapter(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
+    if recipe.model.adapter is None:
+        return
+    if recipe.model.freeze_encoder:
+        yield "model.freeze_encoder", "trains the head alone, model.adapter trains an adapter: keep one of the two"
+    if recipe.model.head.type == "mlp":
+        yield "model.head.type", "`mlp` ships its own code, an adapter's repo cannot: use linear, or no adapter"
+    if not recipe.model.adapter.target_modules:
+        yield "model.adapter.target_modules", "is empty: name linear layers, or all-linear"
+
+
+def _check_objective(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
+    name = recipe.objective.name
+    if recipe.objective.mode != "scratch" and name != "masked_lm":
+        yield "objective.mode", f"is for masked_lm, not for {name}"
+    if name == "contrastive" and recipe.training.batch_size < 2:
+        yield "training.batch_size", "must be 2 or more: contrastive learning compares the images of a batch"
+
+
+def _check_kind_of_data(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
+    name, data = recipe.objective.name, recipe.data
+    images = name in IMAGE_OBJECTIVES
+    if data.path in (EMBEDDED_TEXTS if images else EMBEDDED_IMAGES):
+        known = ", ".join(EMBEDDED_IMAGES if images else EMBEDDED_TEXTS)
+        kinds = ("images", "texts") if images else ("texts", "images")
+        yield "data.path", f"{name} needs {kinds[0]}, and {data.path} holds {kinds[1]}: embedded are {known}"
+    for key in ("text", "text_pair") if images else ("image", "image_size"):
+        if getattr(data, key) is not None:
+            yield f"data.{key}", f"is not used by {name}"
+    if images and recipe.tokenizer != TokenizerSpec():
+        yield "tokenizer", f"is not used by {name}"
+    if not images and recipe.augmentation != AugmentationSpec():
+        yield "augmentation", f"changes images, and {name} reads texts"
+
+
+def _check_augmentation(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
+    for key in ("mixup", "cutmix", "label_smoothing"):
+        if recipe.objective.name == "contrastive" and getattr(recipe.augmentation, key):
+            yield f"augmentation.{key}", "changes labels, and contrastive learning has none"
+    if recipe.augmentation.blur and recipe.augmentation.blur % 2 == 0:
+        yield "augmentation.blur", f"must be odd, or 0 for none, got {recipe.augmentation.blur}"
+
+
+def _check_splits(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
+    data = recipe.data
+    for key in ("train_split", "validation_split", "test_split"):
+        if getattr(data, key) == "":
+            yield f"data.{key}", "expected the name of a split, got an empty text"
+    if not data.path.strip():
+        yield "data.path", "expected an embedded set, a file, a folder or a Hub dataset id, got an empty text"
+    if data.validation_split == data.train_split:
+        yield (
+            "data.validation_split",
+            f"is the training split {data.train_split!r}: choices need samples not trained on",
+        )
+    if data.test_split in {data.train_split, data.validation_split} and data.test_split is not None:
+        yield "data.test_split", f"{data.test_split!r} is used for training or choices too: set it to null"
+    if recipe.snapshots.best is not None and data.validation_split is None and data.validation_fraction == 0:
+        yield "snapshots.best", "needs a validation split: set data.validation_split or data.validation_fraction"
+
+
+def _check_optimizer(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
+    training = recipe.training
+    if training.optimizer != "sgd" and training.momentum:
+        yield "training.momentum", f"is for sgd, not for {training.optimizer}"
+    if training.optimizer == "sgd" and training.betas != TrainingSpec().betas:
+        yield "training.betas", "are for adamw and adam, not for sgd"
+    if training.nesterov and (training.optimizer != "sgd" or not training.momentum):
+        yield "training.nesterov", "needs training.optimizer sgd and a training.momentum above 0"
+    if training.warmup >= 1 and training.warmup != int(training.warmup):
+        yield "training.warmup", f"must be a whole number of steps, or a share below 1, got {training.warmup:g}"
+
+
+def _check_arguments(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
+    for key in recipe.training.arguments:
+        if "token" in key and key.startswith(("hub_", "push_")):
+            yield f"training.arguments.{key}", "a token never goes into a file: log in, or set HF_TOKEN"
+        elif key in OWN_ARGUMENTS:
+            yield f"training.arguments.{key}", f"is said in a recipe by {OWN_ARGUMENTS[key]}"
+
+
+def _check_snapshots(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
+    kept = recipe.snapshots
+    if kept.keep_last is not None and kept.every_epochs is kept.every_steps is kept.log_spaced is None:
+        yield "snapshots.keep_last", "keeps the last of none: set every_epochs, every_steps or log_spaced"
+
+
+def _check_seeds(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
+    seeds = {"seed": recipe.seed} | {f"seeds.{key}": value for key, value in vars(recipe.seeds).items()}
+    for path, value in seeds.items():
+        if value is not None and value < 0:
+            yield path, f"must be 0 or more, got {value}"
+
+
+def _check_merge_members(recipe: MergeRecipe) -> Iterator[tuple[str, str]]:
+    if recipe.members and recipe.tasks:
+        yield "members", "name the models, tasks look for them: give one of the two"
+    elif not recipe.members and not recipe.tasks:
+        yield "members", "is missing: name the models to merge, or give a population and tasks"
+    if recipe.tasks and recipe.population is None:
+        yield "population", "is missing: tasks are looked for in a population's folder, or org/name on a Hub"
+    for key, value in (("population", recipe.population), ("where", recipe.where)):
+        if value and recipe.members:
+            yield key, "goes with tasks, not with members"
+    for key in ("members", "tasks"):
+        values = getattr(recipe, key)
+        repeated = sorted({value for value in values if values.count(value) > 1})
+        if repeated:
+            yield key, f"{', '.join(repeated)} stands there more than once"
+        if any(not value.strip() for value in values):
+            yield key, "holds an empty text"
+
+
+def _check_merge_data(recipe: MergeRecipe) -> Iterator[tuple[str, str]]:
+    for task in recipe.data:
+        if recipe.tasks and task not in recipe.tasks:
+            yield f"data.{task}", f"is none of the tasks {', '.join(recipe.tasks)}{nearest(task, recipe.tasks)}"
+
+
+def _check_merge_name(recipe: MergeRecipe) -> Iterator[tuple[str, str]]:
+    if recipe.name is not None and (problem := check_repo_name(recipe.name, recipe.publish.namespace)):
+        yield "name", problem
+
+
+def _check_method(recipe: MergeRecipe) -> Iterator[tuple[str, str]]:
+    known = method_names()
+    if recipe.method not in known:
+        yield (
+            "method",
+            f"unknown method {recipe.method!r}{nearest(recipe.method, known)}: known are {', '.join(known)}",
+        )
+
+
+Rule = Callable[[Any], Iterator[tuple[str, str]]]
+
+TRAIN_RULES: Mapping[tuple[str, ...], Rule] = {
+    ("name", "publish.namespace"): _check_name,
+    ("publish.namespace",): _check_namespace,
+    ("output",): _check_output,
+    ("parent", "objective", "model"): _check_start,
+    ("model.head", "objective"): _check_head,
+    ("model.adapter", "model.freeze_encoder", "model.head"): _check_adapter,
+    ("objective", "training.batch_size"): _check_objective,
+    ("objective", "data", "tokenizer", "augmentation"): _check_kind_of_data,
+    ("objective", "augmentation"): _check_augmentation,
+    ("data", "snapshots.best"): _check_splits,
+    (
+        "training.optimizer",
+        "training.momentum",
+        "training.betas",
+        "training.nesterov",
+        "training.warmup",
+    ): _check_optimizer,
+    ("training.arguments",): _check_arguments,
+    ("snapshots",): _check_snapshots,
+    ("seed", "seeds"): _check_seeds,
+}
+MERGE_RULES: Mapping[tuple[str, ...], Rule] = {
+    ("name", "publish.namespace"): _check_merge_name,
+    ("publish.namespace",): _check_namespace,
+    ("output",): _check_output,
+    ("members", "tasks", "population", "where"): _check_merge_members,
+    ("data", "tasks"): _check_merge_data,
+    ("method",): _check_method,
+}
