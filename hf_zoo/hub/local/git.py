@@ -27,9 +27,9 @@ def tree_ids(blobs: Mapping[str, str]) -> dict[str, str]:
         Path of each folder -> its tree id; the root is the empty string.
     """
     children: dict[str, dict[str, str | None]] = {"": {}}
-    for path, blob in blobs.items():
+    for path in blobs:
         folder, _, name = path.rpartition("/")
-        children.setdefault(folder, {})[name] = blob
+        children.setdefault(folder, {})[name] = blobs[path]
         while folder:
             parent, _, name = folder.rpartition("/")
             siblings = children.setdefault(parent, {})

@@ -124,7 +124,7 @@ def ref_name(value: Any, what: str) -> str:
         or value in {"@", "HEAD"}
         or value.startswith(("refs/", "-"))
         or re.fullmatch(r"[0-9a-f]{40}", value)
-        or not _is_text(value)
+        or not is_text(value)
     ):
         raise Refusal(400, f"Invalid {what} name: {value!r:.80} (git's rules for reference names).")
     return value
@@ -148,7 +148,7 @@ def path(value: Any) -> str:
         raise Refusal(400, f"Invalid path: {value[:60]!r}... has more than {MAX_PATH_BYTES} bytes.")
     if any(segment.lower() in _FORBIDDEN_SEGMENTS for segment in value.split("/")):
         raise Refusal(400, f"Invalid path: {value!r:.80} is absolute or has an empty, '.', '..' or '.git' segment.")
-    if "\\" in value or any(ord(letter) < 32 or ord(letter) == 127 for letter in value) or not _is_text(value):
+    if "\\" in value or any(ord(letter) < 32 or ord(letter) == 127 for letter in value) or not is_text(value):
         raise Refusal(400, f"Invalid path: {value!r:.80} has a backslash or a control character.")
     return value
 
@@ -170,8 +170,8 @@ def sha256(value: Any) -> str:
     return value
 
 
-def _is_text(value: str) -> bool:
-    """Whether the string can be written as UTF-8 (JSON can smuggle in lone surrogates)."""
+def is_text(value: str) -> bool:
+    """Return whether a string can be written as UTF-8 (JSON can smuggle in lone surrogates)."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,0 +1,161 @@
+"""Writing so that what was acknowledged is still there after a crash, and what was not is never seen."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hf_zoo.errors import HubError
+from hf_zoo.hub.local.refusal import Refusal
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names inside a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents durably; nothing happens if it exists."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a small JSON file: a reader, or a restart, finds the old content or the new."""
+    encoded = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.partial")
+    try:
+        with temporary.open("xb") as file:
+            file.write(encoded)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_bytes())
+
+
+class FolderLock:
+    """Hold a folder for one process; the system lets go of it however the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / "lock").open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise HubError(
+                f"{folder} is already served by another process. Use that Hub, stop it, or serve another folder."
+            ) from None
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        self._file.close()
+
+
+class ObjectStore:
+    """Keep file contents under their SHA-256; equal contents are kept once.
+
+    Args:
+        folder: Where the objects lie.
+        incoming: Where they lie until they are complete and checked. Same file system; emptied at the start.
+    """
+
+    def __init__(self, folder: Path, incoming: Path) -> None:
+        self._folder = folder
+        self._incoming = incoming
+        if incoming.exists():
+            shutil.rmtree(incoming)
+        make_folder(incoming)
+        make_folder(folder)
+
+    def path(self, sha256: str) -> Path:
+        """Return where the object lies, or would lie."""
+        return self._folder / sha256[:2] / sha256[2:]
+
+    def has(self, sha256: str) -> bool:
+        """Whether the object is complete and durable."""
+        return self.path(sha256).is_file()
+
+    def size(self, sha256: str) -> int:
+        """Return the object's size in bytes."""
+        return self.path(sha256).stat().st_size
+
+    def add(self, content: bytes) -> str:
+        """Keep a small content and return its SHA-256."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        if not self.has(sha256):
+            self.receive([content], sha256, len(content))
+        return sha256
+
+    def receive(self, chunks: Iterable[bytes], sha256: str, size: int | None = None) -> int:
+        """Keep a content that arrives in pieces, once it is what it claims to be.
+
+        Args:
+            chunks: The pieces.
+            sha256: The digest it must have.
+            size: The bytes it must have, or None if only the digest is known.
+
+        Returns:
+            The content's size in bytes.
+
+        Raises:
+            Refusal: 400, if it is too short, too long or has another digest. Nothing is kept then.
+        """
+        digest, received = hashlib.sha256(), 0
+        with self.temporary() as (file, path):
+            for chunk in chunks:
+                received += len(chunk)
+                if size is not None and received > size:
+                    raise Refusal(400, f"Object {sha256} was announced with {size} bytes; more than that came.")
+                digest.update(chunk)
+                file.write(chunk)
+            if size is not None and received != size:
+                raise Refusal(400, f"Object {sha256} was announced with {size} bytes; {received} came.")
+            if digest.hexdigest() != sha256:
+                raise Refusal(400, f"Object {sha256} arrived with SHA-256 {digest.hexdigest()}; upload it again.")
+            file.flush()
+            os.fsync(file.fileno())
+            target = self.path(sha256)
+            make_folder(target.parent)
+            os.replace(path, target)
+        sync_folder(target.parent)
+        return received
+
+    @contextmanager
+    def temporary(self) -> Generator[tuple[BinaryIO, Path], None, None]:
+        """Yield a file among the incoming ones; it is gone afterwards unless it was renamed."""
+        handle, name = tempfile.mkstemp(dir=self._incoming)
+        path = Path(name)
+        try:
+            with os.fdopen(handle, "w+b") as file:
+                yield file, path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def all(self) -> Iterator[tuple[str, Path]]:
+        """Yield digest and path of every object."""
+        for folder in self._folder.iterdir():
+            for path in folder.iterdir():
+                yield folder.name + path.name, path
