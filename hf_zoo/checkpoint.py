@@ -47,7 +47,7 @@ class CheckpointReader(Mapping[str, Tensor]):
         source: Whose weights these are, for messages.
         layout: Names in order, with shapes and types.
         read: Returns the tensor of a name.
-        files: Name -> the file that holds it.
+        files: Name -> the file that holds it; nothing for tensors in memory.
     """
 
     def __init__(
@@ -86,6 +86,29 @@ class CheckpointReader(Mapping[str, Tensor]):
         known = ", ".join([WEIGHTS_FILE, INDEX_FILE, BIN_FILE, BIN_INDEX_FILE, ADAPTER_CONFIG_FILE])
         raise CheckpointError(f"{source}: no weights: expected one of {known} in {folder}")
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], source: str) -> CheckpointReader:
+        """Present tensors in memory as a checkpoint."""
+        return cls(source, {name: TensorInfo.of(tensor) for name, tensor in tensors.items()}, tensors.__getitem__, {})
+
+    def select(self, names: Mapping[str, str]) -> CheckpointReader:
+        """Return a reader of some tensors under other names.
+
+        Args:
+            names: New name -> name here.
+
+        Raises:
+            CheckpointError: If a tensor is not here.
+        """
+        missing = [name for name in names.values() if name not in self.layout]
+        if missing:
+            raise CheckpointError(
+                f"{self.source}: no tensor {missing[0]!r} ({len(missing)} of {len(names)} are missing)"
+            )
+        layout = {new: self.layout[name] for new, name in names.items()}
+        files = {new: self._files[name] for new, name in names.items() if name in self._files}
+        return CheckpointReader(self.source, layout, lambda new: self[names[new]], files)
+
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.layout:
             raise KeyError(f"{self.source} has no tensor {name!r}")
@@ -113,9 +136,10 @@ class CheckpointReader(Mapping[str, Tensor]):
         """Size of all tensors in bytes."""
         return sum(info.nbytes for info in self.layout.values())
 
-    def file(self, name: str) -> Path:
-        """Return the file that holds a tensor."""
-        return self._files[name]
+    def place(self, name: str) -> str:
+        """Say in words where a tensor is: whose it is, its name and its file."""
+        inside = f" in {self._files[name].name}" if name in self._files else ""
+        return f"{self.source}: tensor {name!r}{inside}"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -136,7 +160,7 @@ def verify_weights(folder: str | Path, finite: bool = True) -> None:
     reader = CheckpointReader.open(folder)
     for name in reader if finite else ():
         if not is_finite(reader[name]):
-            raise CheckpointError(f"{reader.file(name)}: tensor {name!r} holds {describe_nonfinite(reader[name])}")
+            raise CheckpointError(f"{reader.place(name)} holds {describe_nonfinite(reader[name])}")
 
 
 def write_checkpoint(

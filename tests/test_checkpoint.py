@@ -140,7 +140,7 @@ def test_a_value_that_is_not_finite_is_refused_by_tensor(tmp_path, value, word):
     tensors = make_tensors()
     verify_weights_after_saving(tensors, tmp_path)
     tensors["encoder.brain"][1, 2] = value
-    with pytest.raises(CheckpointError, match=rf"model\.safetensors: tensor 'encoder\.brain' holds {word} of 6"):
+    with pytest.raises(CheckpointError, match=rf"tensor 'encoder\.brain' in model\.safetensors holds {word} of 6"):
         verify_weights_after_saving(tensors, tmp_path)
 
 
@@ -242,6 +242,14 @@ def test_a_bad_index_is_refused(tmp_path, content, message):
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
         CheckpointReader.open(tmp_path)
+
+
+def test_a_selection_reads_under_other_names_and_names_what_is_missing():
+    reader = CheckpointReader.of(make_tensors(), "mine")
+    chosen = reader.select({"weight": "encoder.weight"})
+    assert_same(chosen, {"weight": make_tensors()["encoder.weight"]})
+    with pytest.raises(CheckpointError, match=r"mine: no tensor 'head' \(1 of 2 are missing\)"):
+        reader.select({"a": "head", "b": "mask"})
 
 
 def test_a_folder_without_weights_says_what_was_expected(tmp_path):

@@ -1,0 +1,32 @@
+"""One row a method: with which hyper-parameters the laws are tried, and which of them apply."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the laws suite tries a method.
+
+    Attributes:
+        method: The method's name.
+        parameters: Hyper-parameters.
+        symmetric: Whether the order of the members must not matter; not where a parameter names members by their
+            place, or an order is drawn.
+    """
+
+    method: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    symmetric: bool = True
+
+    def __str__(self) -> str:
+        return "-".join([self.method, *(f"{key}={value}" for key, value in self.parameters.items())])
+
+
+SETTINGS = [
+    Setting("average"),
+    Setting("average", {"weights": (0.5, 0.2, 0.3)}, symmetric=False),
+    Setting("greedy_soup"),
+    Setting("greedy_soup", {"start": "all"}),
+    Setting("greedy_soup", {"order": "random"}, symmetric=False),
+]
