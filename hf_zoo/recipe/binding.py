@@ -191,7 +191,7 @@ class Binder:
     def _bind_tuple(self, value: Any, hint: Any, path: str) -> Any:
         arguments = typing.get_args(hint)
         repeated = len(arguments) == 2 and arguments[1] is Ellipsis
-        if repeated and not isinstance(value, list | tuple) and _is_scalar_hint(arguments[0]) and value is not None:
+        if repeated and isinstance(value, bool | int | float | str) and _is_scalar_hint(arguments[0]):
             value = [value]
         if not isinstance(value, list | tuple) or (not repeated and len(value) != len(arguments)):
             return self.wrong(path, f"expected {expected(hint)}, got {shown(value)}")

@@ -131,7 +131,7 @@ def _check_start(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
     if recipe.parent is None:
         if finetuning:
             yield "parent", "is missing: fine-tuning starts from a member's folder, or org/name on a Hub"
-        elif recipe.objective.mode == "continued":
+        elif recipe.objective.mode == "continued" and recipe.objective.name == "masked_lm":
             yield "parent", "is missing: objective.mode `continued` continues a parent"
         elif recipe.model.type is None:
             yield "model.type", "is missing: without a parent, name a model type of transformers, or timm"
@@ -254,12 +254,12 @@ def _check_seeds(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
 def _check_merge_members(recipe: MergeRecipe) -> Iterator[tuple[str, str]]:
     if recipe.members and recipe.tasks:
         yield "members", "name the models, tasks look for them: give one of the two"
+    elif recipe.tasks and recipe.population is None:
+        yield "population", "is missing: tasks are looked for in a population's folder, or org/name on a Hub"
     elif not recipe.members and not recipe.tasks:
         yield "members", "is missing: name the models to merge, or give a population and tasks"
-    if recipe.tasks and recipe.population is None:
-        yield "population", "is missing: tasks are looked for in a population's folder, or org/name on a Hub"
     for key, value in (("population", recipe.population), ("where", recipe.where)):
-        if value and recipe.members:
+        if value and recipe.members and not recipe.tasks:
             yield key, "goes with tasks, not with members"
     for key in ("members", "tasks"):
         values = getattr(recipe, key)
