@@ -34,8 +34,13 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON as `write_bytes` does, with sorted keys, so that equal content is equal bytes."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    """Write JSON as `write_bytes` does, in the form of `json_text`."""
+    write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """Return JSON with sorted keys, so that equal content is equal text."""
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def sha256_of(path: Path) -> str:
@@ -45,3 +50,11 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def weights_digest(folder: Path) -> str:
+    """Return one SHA-256 for all weights files of a model's folder, shards included, adapters too."""
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return sha256_of(files[0])
+    return hashlib.sha256("".join(f"{path.name}:{sha256_of(path)}\n" for path in files).encode()).hexdigest()

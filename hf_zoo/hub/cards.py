@@ -5,7 +5,9 @@ Equal manifests give equal bytes. Nothing here touches the network or looks at t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,26 +16,28 @@ from urllib.parse import quote
 
 import yaml
 
-from hf_zoo.files import write_bytes, write_text
+from hf_zoo.files import json_text, write_bytes, write_text
 from hf_zoo.hub.figures import draw_learning_curve, main_metric, shows
 from hf_zoo.hub.markdown import code, fence, link, number, one_line, sentence, table
 from hf_zoo.hub.metadata import SPLITS, metadata_yaml
 from hf_zoo.hub.usage import population_usage, revision_usage, task_usage, usage
 from hf_zoo.population import Manifest, Parent, Snapshot
+from hf_zoo.recipe.schema import MergeRecipe, TrainRecipe
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 CARD_FILE = "README.md"
 PICTURE_FILE = "learning_curve.png"
+_FIRST_COLUMNS = ("epoch", "step", "learning_rate", "running_loss")
 MOST_ROWS = 25
 MOST_LABELS = 20
 MOST_NAMES = 12
 
 CITATION = """\
 @software{hf_zoo,
-  title = {hf_zoo: populations of neural networks with the Hugging Face libraries},
-  author = {{The hf_zoo contributors}},
+  title = {hf_zoo: populations of neural networks as one native Hugging Face tool},
+  author = {{The hf_zoo maintainers}},
   license = {Apache-2.0}
 }"""
 
@@ -63,6 +67,8 @@ def render_card(manifest: Manifest, repo: str | None = None, revision: str | Non
     Returns:
         A `README.md` with metadata.
     """
+    # As read back from `zoo.json`, so that a manifest in memory and the one on disk give the same bytes.
+    manifest = Manifest.from_dict(json.loads(json_text(manifest.to_dict())), manifest.name)
     repo = repo or manifest.name
     title = one_line(manifest.name) + (f" at {code(revision)}" if revision else "")
     values: dict[str, Any] = {
@@ -73,7 +79,7 @@ def render_card(manifest: Manifest, repo: str | None = None, revision: str | Non
         "loading": _facts(manifest.loading),
         "dataset": _facts(manifest.dataset),
         "digest": code(manifest.digest) if manifest.digest else "",
-        "recipe": fence(_yaml(manifest.recipe), "yaml") if manifest.recipe else "",
+        "recipe": fence(_recipe(manifest.recipe), "yaml") if manifest.recipe else "",
         "versions": _pairs("Library", "Version", dict(sorted(manifest.versions.items()))),
         "license": _license(manifest),
         "citation": fence("\n\n".join([CITATION, *_paper_entry(manifest)]), "bibtex"),
@@ -293,14 +299,25 @@ def _thinned(results: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]
 def _records_table(records: Sequence[dict[str, Any]]) -> str:
     if not records:
         return ""
-    keys = list(dict.fromkeys(key for record in records for key in record))
+    keys = sorted({key for record in records for key in record}, key=_column_order)
     rows = [[_measured(record.get(key)) for key in keys] for record in records]
     return table([sentence(_words(key)) for key in keys], rows, numeric=range(len(keys)))
 
 
+def _column_order(key: str) -> tuple[int, int, str]:
+    """Order columns as time, schedule, then each split with its loss first."""
+    if key in _FIRST_COLUMNS:
+        return 0, _FIRST_COLUMNS.index(key), key
+    split, _, metric = key.partition("_")
+    if split in SPLITS:
+        return 1 + SPLITS.index(split), int(metric != "loss"), metric
+    return 1 + len(SPLITS), 0, key
+
+
 def _final_table(metrics: dict[str, Any]) -> str:
     splits = [split for split in SPLITS if any(key.startswith(f"{split}_") for key in metrics)]
-    names = list(dict.fromkeys(key.partition("_")[2] for key in metrics if key.partition("_")[0] in splits))
+    keys = sorted((key for key in metrics if key.partition("_")[0] in splits), key=_column_order)
+    names = list(dict.fromkeys(key.partition("_")[2] for key in keys))
     if not names:
         return ""
     rows = [[_words(name), *(_measured(metrics.get(f"{split}_{name}")) for split in splits)] for name in names]
@@ -348,7 +365,11 @@ def _braces(text: Any) -> str:
     return one_line(text).replace("{", "(").replace("}", ")").replace("\\", "/")
 
 
-def _yaml(content: dict[str, Any]) -> str:
+def _recipe(content: dict[str, Any]) -> str:
+    """Return a recipe as YAML, its keys in the schema's order."""
+    recipe = MergeRecipe if "method" in content else TrainRecipe
+    order = [field.name for field in dataclasses.fields(recipe) if field.name in content]
+    content = {key: content[key] for key in [*order, *(key for key in content if key not in order)]}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
 
 

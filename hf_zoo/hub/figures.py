@@ -80,6 +80,8 @@ def _series(results: Sequence[dict[str, Any]], split: str, metric: str) -> tuple
 
 
 def _draw(axes: Axes, results: Sequence[dict[str, Any]], metric: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for split in SPLITS:
         x, y = _series(results, split, metric)
         if not x:
@@ -87,7 +89,7 @@ def _draw(axes: Axes, results: Sequence[dict[str, Any]], metric: str) -> None:
         marker = _MARKERS[split] if len(x) <= _MOST_MARKED else None
         axes.plot(x, y, color=_COLORS[split], marker=marker, markersize=3.5, linewidth=1.6, label=split)
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(metric.replace("_", " "), fontsize=11)
     axes.grid(color="#d9d9d9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -138,8 +138,9 @@ def hub_parents(manifest: Manifest) -> list[str]:
 
 def hub_datasets(manifest: Manifest) -> list[str]:
     """Return the Hub ids of the data; embedded sets and local files have none."""
-    path = manifest.dataset.get("path")
-    return [path] if isinstance(path, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", path) else []
+    path, source = str(manifest.dataset.get("path")), manifest.dataset.get("source")
+    is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
+    return [path] if is_id and (source == "hub" or (source is None and "/" in path)) else []
 
 
 def evaluation_results(manifest: Manifest) -> list[EvalResult]:
