@@ -68,16 +68,18 @@ def evaluate_model(
     """
     if not len(table):
         raise DataError("there are no samples to evaluate on")
+    autocast = accelerator.autocast() if accelerator is not None else nullcontext()
     batches = _batches(len(table), batch_size)
-    shared = accelerator is not None and 1 < accelerator.num_processes <= len(batches)
-    if shared:
+    if accelerator is not None and not 1 < accelerator.num_processes <= len(batches):
+        accelerator = None  # nothing to share: every process measures everything
+    if accelerator is not None:
         batches = batches[accelerator.process_index :: accelerator.num_processes]
     tally = _Tally(objective, isinstance(table, ImageTable))
-    with accelerator.autocast() if accelerator is not None else nullcontext():
+    with autocast:
         for batch, logits in _forward(model, table, collator, batches, device):
             tally.add(logits, batch.get("labels"))
     sums = tally.sums()
-    if shared:
+    if accelerator is not None:
         packed = torch.from_numpy(np.concatenate([value.ravel() for value in sums.values()])).to(accelerator.device)
         ends = np.cumsum([value.size for value in sums.values()])
         parts = np.split(accelerator.reduce(packed).cpu().numpy(), ends[:-1])
