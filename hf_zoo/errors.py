@@ -40,6 +40,10 @@ class CheckpointError(ZooError):
     """Report weights that are truncated, not finite, or not those of the model they are loaded into."""
 
 
+class TrainingError(ZooError):
+    """Report a member whose training cannot go on: a diverged loss, too little memory."""
+
+
 class PopulationError(ZooError):
     """Report a population folder or repo that is missing, foreign or made from another recipe."""
 

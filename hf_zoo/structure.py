@@ -24,6 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from hf_zoo.errors import ModelError, nearest
+from hf_zoo.heads import prefix_of, trunk_module, trunk_names
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,12 @@ class Structure:
     def of(cls, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Structure:
         """Read the structure of a class with a config."""
         model = skeleton(model_class, config)
+        base = trunk_module(model)
+        prefix = prefix_of(model, base) if isinstance(base, PreTrainedModel) else ""
         trunk_model = _trunk_skeleton(model)
         names, inside = saved_names(model), set(trunk_names(model))
         in_trunk = [name for name in names if name in inside]
-        trunk, absent = _names_alone(names_on_disk(model, in_trunk), trunk_prefix(model), trunk_model)
+        trunk, absent = _names_alone(names_on_disk(model, in_trunk), prefix, trunk_model)
         return cls(
             architecture=model_class.__name__,
             auto_class=auto_class_of(model_class, config),
@@ -75,37 +78,6 @@ class Structure:
             trunk_architecture=type(trunk_model).__name__,
             trunk_config=_without_labels(trunk_model.config, type(trunk_model)),
         )
-
-
-def trunk_module(model: PreTrainedModel) -> nn.Module:
-    """Return the module that holds the trunk; a timm net holds its classifier inside as well."""
-    return model.base_model
-
-
-def trunk_prefix(model: PreTrainedModel) -> str:
-    """Return what the trunk's tensors are called with inside a model and without alone, its dot included."""
-    base = trunk_module(model)
-    if base is model or not isinstance(base, PreTrainedModel):
-        return ""
-    return next(f"{name}." for name, module in model.named_modules() if module is base)
-
-
-def trunk_names(model: PreTrainedModel) -> list[str]:
-    """Return the trunk's names in a model's `state_dict`, in its order."""
-    names = list(model.state_dict())
-    base = trunk_module(model)
-    if base is model:
-        return names
-    if isinstance(base, PreTrainedModel):
-        return [name for name in names if name.startswith(trunk_prefix(model))]
-    alone = set(_trunk_skeleton(model).state_dict())
-    return [name for name in names if name in alone]
-
-
-def head_names(model: PreTrainedModel) -> list[str]:
-    """Return the head's names in a model's `state_dict`, in its order; a tied output layer is among them."""
-    trunk = set(trunk_names(model))
-    return [name for name in model.state_dict() if name not in trunk]
 
 
 def class_of(folder: str | Path) -> tuple[type[PreTrainedModel], PreTrainedConfig]:

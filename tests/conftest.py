@@ -7,6 +7,7 @@ import pytest
 
 # Set before anything imports the Hub client, which reads its environment once.
 os.environ.update(
+    OMP_NUM_THREADS="1",  # tests are tiny, and several run at once
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HUB_DISABLE_UPDATE_CHECK="1",
     HF_HUB_DISABLE_PROGRESS_BARS="1",

@@ -1,0 +1,205 @@
+"""Models to merge: found in a folder or on a Hub, opened without reading their weights, and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hf_zoo.checkpoint import CheckpointReader
+from hf_zoo.errors import MergeError, PopulationError
+from hf_zoo.files import sha256_of, weights_digest
+from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Member, Parent, Reference
+from hf_zoo.structure import Structure
+
+TOKENIZER_FILE = "tokenizer.json"
+NOT_OF_THE_PROCESSOR = frozenset({"config.json", "adapter_config.json", MANIFEST_FILE, "population.json"})
+PROCESSOR_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".py"})
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """A model to merge.
+
+    Attributes:
+        reference: How it was named.
+        folder: Its files on this machine.
+        manifest: What is known of it; null for a model not made by hf_zoo.
+        commit: The commit its files are of; null for a folder.
+    """
+
+    reference: Reference
+    folder: Path
+    manifest: Manifest | None = None
+    commit: str | None = None
+
+    @cached_property
+    def reader(self) -> CheckpointReader:
+        """A lazy reader of its weights."""
+        return CheckpointReader.open(self.folder, str(self.reference))
+
+    @cached_property
+    def structure(self) -> Structure:
+        """Its trunk and head."""
+        return Structure.read(self.folder)
+
+    @cached_property
+    def trunk(self) -> CheckpointReader:
+        """A lazy reader of its trunk, under the names of a trunk saved alone."""
+        return self.reader.select({alone: own for own, alone in self.structure.trunk.items()})
+
+    @cached_property
+    def head(self) -> CheckpointReader:
+        """A lazy reader of its head, under its own names."""
+        return self.reader.select({name: name for name in self.structure.head})
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of its `config.json`."""
+        return json.loads((self.folder / "config.json").read_text())
+
+    @property
+    def name(self) -> str:
+        """`org/name` on a Hub, else the member's or folder's name: never a path."""
+        if self.commit is not None:
+            return self.reference.where
+        return self.manifest.name if self.manifest is not None else self.folder.resolve().name
+
+    @property
+    def task(self) -> str | None:
+        """What it can do, as its manifest says."""
+        if self.reference.subfolder is not None:
+            return self.reference.subfolder
+        return self.manifest.task if self.manifest is not None else None
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of its weights file, or of all its shards together."""
+        if any(path.suffix == ".safetensors" for path in self.reader.files):
+            return weights_digest(self.folder)
+        return hashlib.sha256("".join(sha256_of(path) for path in self.reader.files).encode()).hexdigest()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of its classes in order; the library's placeholders where it has none."""
+        id2label = self.config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+        return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+
+    def parent(self, role: str = "member") -> Parent:
+        """Return how a merge's manifest names it."""
+        revision = self.commit if self.commit is not None else self.reference.revision
+        return Parent(repo=self.name, revision=revision, sha256=self.sha256, role=role, task=self.task)
+
+    def processor_files(self) -> dict[str, Path]:
+        """Return the files of its tokenizer or image processor, and of its code, by name."""
+        return {
+            path.name: path
+            for path in sorted(self.folder.iterdir())
+            if path.is_file()
+            and path.suffix in PROCESSOR_SUFFIXES
+            and path.name not in NOT_OF_THE_PROCESSOR
+            and not re.search(r"\.index\.json$|^trainer_state|^optimizer|^results", path.name)
+        }
+
+
+def open_ingredient(text: str | Path | Member) -> Ingredient:
+    """Open a model to merge: `WHERE[@REVISION][#SUBFOLDER]`, or a member.
+
+    Args:
+        text: A folder or `org/name`, each also with `@revision` and `#subfolder`; or an opened member.
+
+    Raises:
+        PopulationError: If there is no such folder, snapshot or sub-folder.
+        HubError: If a Hub does not give it.
+    """
+    if isinstance(text, Member):
+        where = str(text.folder) if text.folder is not None else str(text.repo)
+        return Ingredient(Reference(where), text.path(), text.manifest, text.commit)
+    reference = Reference.parse(str(text))
+    if reference.is_local:
+        folder, commit = Path(reference.where), None
+        manifest = Manifest.read(folder) if (folder / MANIFEST_FILE).is_file() else None
+        if reference.revision is not None:
+            folder = (
+                folder / SNAPSHOT_FOLDER / reference.revision
+                if manifest is None
+                else _snapshot(manifest, folder, reference)
+            )
+    else:
+        folder = _fetch(reference)
+        commit = folder.name
+        manifest = Manifest.read(folder, reference.where) if (folder / MANIFEST_FILE).is_file() else None
+    if reference.subfolder is not None:
+        folder = folder / reference.subfolder
+    if not folder.is_dir():
+        raise PopulationError(f"{reference}: there is no folder {folder.name!r} in {reference.where}")
+    if manifest is not None and manifest.status != "finished" and reference.revision is None:
+        raise PopulationError(
+            f"{reference}: its training has not finished ({manifest.status}): finish it, or name a snapshot"
+        )
+    return Ingredient(reference, folder, manifest, commit)
+
+
+def check_one_trunk(ingredients: Sequence[Ingredient]) -> None:
+    """Refuse models whose trunks are not of one kind or read different tokens.
+
+    Raises:
+        MergeError: Names the two models and what differs.
+    """
+    first = ingredients[0]
+    for other in ingredients[1:]:
+        kinds = [one.structure.trunk_architecture for one in (first, other)]
+        if kinds[0] != kinds[1]:
+            raise MergeError(
+                f"{first.reference} is a {kinds[0]} and {other.reference} a {kinds[1]}: merge models of one kind"
+            )
+        if _vocabulary(first) != _vocabulary(other):
+            raise MergeError(
+                f"{first.reference} and {other.reference} have different vocabularies, so one row of their embeddings means "
+                "two different words: merge models of one tokenizer"
+            )
+
+
+def check_one_label_space(ingredients: Sequence[Ingredient]) -> None:
+    """Refuse models whose heads mean different classes.
+
+    Raises:
+        MergeError: Names the two models and their classes.
+    """
+    first = ingredients[0]
+    for other in ingredients[1:]:
+        if other.labels != first.labels:
+            raise MergeError(
+                f"{first.reference} and {other.reference} have different classes ({_listed(first.labels)}; "
+                f"{_listed(other.labels)}), so their heads cannot be merged: keep one a task (`heads: per_task`), or merge "
+                'the trunks alone (`auto_class="AutoModel"`)'
+            )
+
+
+def _snapshot(manifest: Manifest, folder: Path, reference: Reference) -> Path:
+    return Member(manifest, folder=folder).path(reference.revision)
+
+
+def _fetch(reference: Reference) -> Path:
+    from hf_zoo.hub.client import fetch_repo
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", reference.where) or reference.where.startswith("."):
+        raise PopulationError(f"{reference}: no such folder, and a repo of a Hub is written org/name")
+    return fetch_repo(reference.where, reference.revision)
+
+
+def _vocabulary(ingredient: Ingredient) -> Mapping[str, Any] | None:
+    path = ingredient.folder / TOKENIZER_FILE
+    if not path.is_file():
+        return None
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    return {key: model.get(key) for key in ("type", "vocab", "merges")}
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:4]) + (f", ... {len(labels)} in all" if len(labels) > 4 else "")
