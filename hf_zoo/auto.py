@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError, ModelError, PopulationError, nearest
 from hf_zoo.ingredients import Ingredient, check_one_label_space, check_one_trunk, open_ingredient
-from hf_zoo.methods.base import MergeInputs, Method, make_method
+from hf_zoo.methods.base import MergeInputs, Method, common_layout, make_method, mean_of
 from hf_zoo.population import MANIFEST_FILE, Manifest, Parent, Reference
 from hf_zoo.structure import class_of
 
@@ -164,9 +164,10 @@ def model_of(
         ModelError: If a tensor is missing, left over or of another shape.
     """
     dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
-    model, info = model_class.from_pretrained(
+    loaded: Any = model_class.from_pretrained(
         None, config=config, state_dict=dict(tensors), dtype=dtype, output_loading_info=True
     )
+    model, info = loaded
     wrong = {
         "missing": sorted(set(info["missing_keys"]) - set(absent)),
         "left over": sorted(info["unexpected_keys"]),
@@ -251,8 +252,6 @@ def task_reader(members: Sequence[Ingredient], trunk: CheckpointReader) -> Check
     Raises:
         MergeError: If their heads differ in shapes or classes.
     """
-    from hf_zoo.methods.base import common_layout, mean_of
-
     check_one_label_space(members)
     structure = members[0].structure
     head_layout = common_layout([member.head for member in members])

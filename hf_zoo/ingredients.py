@@ -160,8 +160,8 @@ def check_one_trunk(ingredients: Sequence[Ingredient]) -> None:
             )
         if _vocabulary(first) != _vocabulary(other):
             raise MergeError(
-                f"{first.reference} and {other.reference} have different vocabularies, so one row of their embeddings means "
-                "two different words: merge models of one tokenizer"
+                f"{first.reference} and {other.reference} have different vocabularies: one row of their embeddings "
+                "stands for two different tokens. Merge models of one tokenizer"
             )
 
 
@@ -176,8 +176,8 @@ def check_one_label_space(ingredients: Sequence[Ingredient]) -> None:
         if other.labels != first.labels:
             raise MergeError(
                 f"{first.reference} and {other.reference} have different classes ({_listed(first.labels)}; "
-                f"{_listed(other.labels)}), so their heads cannot be merged: keep one a task (`heads: per_task`), or merge "
-                'the trunks alone (`auto_class="AutoModel"`)'
+                f"{_listed(other.labels)}), so their heads cannot be merged: keep one a task (`heads: per_task`) or "
+                'merge the trunks alone (`auto_class="AutoModel"`)'
             )
 
 

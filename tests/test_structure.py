@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import ModelError
-from hf_zoo.structure import Structure, class_of, head_names, trunk_names
+from hf_zoo.heads import head_names, trunk_names
+from hf_zoo.structure import Structure, class_of
 
 TEXT = {"vocab_size": 40, "max_position_embeddings": 24, "pad_token_id": 0}
 BODY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
