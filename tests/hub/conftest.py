@@ -1,8 +1,11 @@
 """A real local Hub for each test that asks for one."""
 
+import http.client
+import json
 import os
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -71,3 +74,23 @@ def hub_api(monkeypatch, tmp_path):
         return HfApi(endpoint=hub.url, token=token or False)
 
     return api
+
+
+@pytest.fixture
+def ask():
+    """Send one raw request: `ask(hub, method, path, body=None, headers={})` -> status, headers, body."""
+
+    def send(hub, method, path, body=None, headers=None):
+        host = urlsplit(hub.url)
+        connection = http.client.HTTPConnection(host.hostname, host.port, timeout=20)
+        headers = dict(headers or {})
+        if isinstance(body, (dict, list)):
+            body = json.dumps(body).encode()
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, dict(answer.getheaders()), answer.read()
+        finally:
+            connection.close()
+
+    return send

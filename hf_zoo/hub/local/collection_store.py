@@ -56,10 +56,12 @@ class CollectionStore:
 
     Args:
         folder: Where their files lie.
+        incoming: Where a file lies until it is complete.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, incoming: Path) -> None:
         self._folder = folder
+        self._incoming = incoming
         self._lock = threading.RLock()
         make_folder(folder)
         self._collections: dict[str, Collection] = {}
@@ -185,7 +187,7 @@ class CollectionStore:
         del content["key"]
         path = self._path(collection)
         make_folder(path.parent)
-        write_json(path, content)
+        write_json(path, content, self._incoming)
         self._collections[collection.key] = collection
         return collection
 

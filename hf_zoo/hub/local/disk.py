@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
+import secrets
 import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -35,13 +35,18 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Replace a small JSON file: a reader, or a restart, finds the old content or the new."""
-    encoded = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.partial")
+def write_json(path: Path, content: Any, incoming: Path) -> None:
+    """Replace a small JSON file: a reader, or a restart, finds the old content or the new.
+
+    Args:
+        path: The file; its folder exists.
+        content: What it shall hold.
+        incoming: Where it lies until it is complete, on the same file system.
+    """
+    temporary = incoming / secrets.token_hex(8)
     try:
         with temporary.open("xb") as file:
-            file.write(encoded)
+            file.write(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -79,15 +84,12 @@ class ObjectStore:
 
     Args:
         folder: Where the objects lie.
-        incoming: Where they lie until they are complete and checked. Same file system; emptied at the start.
+        incoming: Where they lie until they are complete and checked, on the same file system.
     """
 
     def __init__(self, folder: Path, incoming: Path) -> None:
         self._folder = folder
         self._incoming = incoming
-        if incoming.exists():
-            shutil.rmtree(incoming)
-        make_folder(incoming)
         make_folder(folder)
 
     def path(self, sha256: str) -> Path:

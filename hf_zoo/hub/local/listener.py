@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 60
 MAX_CONNECTIONS = 256
 MAX_LOGGED = 100_000
-_DRAINED_BYTES = 4 << 20
 _LINGER_SECONDS = 2.0
 _CLIENT_GONE = 499
 
@@ -210,7 +209,7 @@ class Connection(BaseHTTPRequestHandler):
 
     def _send(self, answer: Answer, body: Body | None) -> int:
         """Send an answer and return the bytes of its body; the connection then takes the next request, or ends."""
-        if body is None or not self._drain(body):
+        if body is None or not body.nearly_finished:
             self.close_connection = self._linger = True
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
@@ -221,17 +220,21 @@ class Connection(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        if self.command == "HEAD":
-            return 0
-        if isinstance(answer.body, FilePart):
-            self.wfile.flush()
-            if answer.length:
-                with answer.body.path.open("rb") as file:
-                    self.connection.sendfile(file, answer.body.start, answer.length)
-        else:
-            self.wfile.write(answer.body)
+        if self.command != "HEAD":
+            self._send_body(answer.body)
         self.wfile.flush()
-        return answer.length
+        if body is not None and not self.close_connection:
+            body.discard()
+        return 0 if self.command == "HEAD" else answer.length
+
+    def _send_body(self, body: bytes | FilePart) -> None:
+        """Send an answer's body; a file goes from the disk to the network without passing through here."""
+        if not isinstance(body, FilePart):
+            self.wfile.write(body)
+        elif body.length:
+            self.wfile.flush()
+            with body.path.open("rb") as file:
+                self.connection.sendfile(file, body.start, body.length)
 
     def finish(self) -> None:
         """Close in order: a client that still sends reads its answer before the connection breaks."""
@@ -246,23 +249,6 @@ class Connection(BaseHTTPRequestHandler):
                 pass
         except OSError:
             logger.debug("a client left before it had sent everything")
-
-    @staticmethod
-    def _drain(body: Body) -> bool:
-        """Read what is left of a refused body, so that the client reads the answer instead of breaking off.
-
-        Returns:
-            Whether the connection can go on; a long body is not waited for.
-        """
-        drained = 0
-        try:
-            for piece in body.pieces():
-                drained += len(piece)
-                if drained > _DRAINED_BYTES:
-                    return False
-        except Refusal:
-            return False
-        return True
 
     def log_message(self, format: str, *args: Any) -> None:
         """Send the base class's lines to the logger: protocol errors only, requests have their own log."""

@@ -30,7 +30,8 @@ PIPELINE_TAGS = frozenset(
     "keypoint-detection mask-generation multiple-choice object-detection other question-answering "
     "reinforcement-learning robotics sentence-similarity summarization table-question-answering "
     "tabular-classification tabular-regression tabular-to-text text-classification text-generation text-ranking "
-    "text-retrieval text-to-3d text-to-audio text-to-image text-to-speech text-to-video time-series-forecasting token-classification translation "
+    "text-retrieval text-to-3d text-to-audio text-to-image text-to-speech text-to-video time-series-forecasting "
+    "token-classification translation "
     "unconditional-image-generation video-classification video-text-to-text visual-document-retrieval "
     "visual-question-answering voice-activity-detection zero-shot-classification zero-shot-image-classification "
     "zero-shot-object-detection".split()

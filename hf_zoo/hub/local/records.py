@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_zoo.hub.local import git, names
-from hf_zoo.hub.local.disk import write_json
 from hf_zoo.hub.local.refusal import Refusal
 
 
@@ -76,16 +75,11 @@ class Repo:
         """The address of its page below the Hub's."""
         return self.id if self.kind == "model" else f"{names.KINDS[self.kind]}/{self.id}"
 
-    def change(self, **settings: Any) -> None:
-        """Write changed fields of `repo.json` durably; only then does anybody see them."""
-        content = {name: getattr(self, name) for name in _SAVED} | settings
-        content["tags"] = {name: asdict(tag) for name, tag in content["tags"].items()}
-        write_json(self.folder / "repo.json", content)
-        for name, value in settings.items():
-            setattr(self, name, value)
-
-
-_SAVED = ("key", "created", "private", "sdk", "branches", "tags")
+    def saved(self) -> dict[str, Any]:
+        """Return the content of `repo.json`."""
+        names = ("key", "created", "private", "sdk", "branches")
+        tags = {name: asdict(tag) for name, tag in self.tags.items()}
+        return {**{name: getattr(self, name) for name in names}, "tags": tags}
 
 
 @dataclass(frozen=True)

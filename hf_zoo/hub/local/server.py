@@ -82,7 +82,12 @@ class FolderHub:
         self._store = Store(self.folder)
         try:
             store = self._store
-            hub = Hub(store, Catalogue(store.objects), CollectionStore(store.folder / "collections"), self._access)
+            hub = Hub(
+                store,
+                Catalogue(store.objects),
+                CollectionStore(store.folder / "collections", store.incoming),
+                self._access,
+            )
             if self._log_requests:
                 self._log_file = (store.folder / "requests.log").open("a", encoding="utf-8", buffering=1)
             try:

@@ -21,6 +21,7 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,12 @@ class Store:
             raise HubError(f"{folder} is no Hub's folder: it has {foreign[0]!r}. Name an empty or a new folder.")
         self._held = FolderLock(self.folder)
         try:
+            self.incoming = self.folder / "incoming"
+            if self.incoming.exists():  # what a crash left unfinished
+                shutil.rmtree(self.incoming)
+            make_folder(self.incoming)
             self.secret = self._read_secret()
-            self.objects = ObjectStore(self.folder / "objects", self.folder / "incoming")
+            self.objects = ObjectStore(self.folder / "objects", self.incoming)
             self._lock = threading.RLock()
             self._commits: OrderedDict[tuple[str, str], Commit] = OrderedDict()
             self._repos: dict[tuple[str, str], Repo] = {}
@@ -83,7 +88,7 @@ class Store:
         """Read the signing secret, or make it in a new folder."""
         path = self.folder / "hub.json"
         if not path.is_file():
-            write_json(path, {"format": FORMAT, "secret": secrets.token_hex(32)})
+            write_json(path, {"format": FORMAT, "secret": secrets.token_hex(32)}, self.incoming)
             path.chmod(0o600)
         content = read_json(path)
         if content["format"] != FORMAT:
@@ -136,13 +141,13 @@ class Store:
             if (kind, repo_id.lower()) in self._repos:
                 raise Refusal(409, f"You already created this {kind} repo: {repo_id}")
             home = self._home(kind, repo_id)
-            built = self.folder / "incoming" / secrets.token_hex(8)
+            built = self.incoming / secrets.token_hex(8)
             make_folder(built / "commits")
             make_folder(built / "lfs")
             repo = Repo(kind, repo_id, built, secrets.token_hex(12), timestamp(now()), private, sdk=sdk)
             change = self.regular_file(".gitattributes", GITATTRIBUTES)
             commit = self._write_commit(repo, None, [change], author, "initial commit", "")
-            repo.change(branches={DEFAULT_BRANCH: commit.id})
+            self._change(repo, branches={DEFAULT_BRANCH: commit.id})
             make_folder(home.parent)
             os.rename(built, home)
             sync_folder(home.parent)
@@ -154,7 +159,7 @@ class Store:
         """Delete a repo; contents that no other repo has go when the Hub is next opened."""
         with self._lock, repo.lock:
             self._require_present(repo)
-            trash = self.folder / "incoming" / secrets.token_hex(8)
+            trash = self.incoming / secrets.token_hex(8)
             os.rename(repo.folder, trash)
             sync_folder(repo.folder.parent)
             del self._repos[repo.kind, repo.id.lower()]
@@ -180,7 +185,7 @@ class Store:
         """Change who may see a repo."""
         with repo.lock:
             self._require_present(repo)
-            repo.change(private=private)
+            self._change(repo, private=private)
 
     # Revisions
 
@@ -226,7 +231,7 @@ class Store:
             target = self.resolve(repo, starting_point)
             if name in repo.branches:
                 raise Refusal(409, f"Branch {name!r} already exists in {repo.id}.")
-            repo.change(branches=repo.branches | {name: target})
+            self._change(repo, branches=repo.branches | {name: target})
 
     def delete_branch(self, repo: Repo, name: str) -> None:
         """Delete a branch; its commits stay."""
@@ -236,7 +241,7 @@ class Store:
                 raise Refusal(403, f"The branch {DEFAULT_BRANCH!r} of {repo.id} cannot be deleted.")
             if name not in repo.branches:
                 raise revision_not_found(name, repo.id)
-            repo.change(branches={other: head for other, head in repo.branches.items() if other != name})
+            self._change(repo, branches={other: head for other, head in repo.branches.items() if other != name})
 
     def create_tag(self, repo: Repo, name: str, revision: str, message: str) -> None:
         """Tag the commit a revision stands for."""
@@ -245,7 +250,7 @@ class Store:
             target = self.resolve(repo, revision)
             if name in repo.tags:
                 raise Refusal(409, f"Tag {name!r} already exists in {repo.id}.")
-            repo.change(tags=repo.tags | {name: Tag(target, message)})
+            self._change(repo, tags=repo.tags | {name: Tag(target, message)})
 
     def delete_tag(self, repo: Repo, name: str) -> None:
         """Delete a tag."""
@@ -253,7 +258,7 @@ class Store:
             self._require_present(repo)
             if name not in repo.tags:
                 raise revision_not_found(name, repo.id)
-            repo.change(tags={other: tag for other, tag in repo.tags.items() if other != name})
+            self._change(repo, tags={other: tag for other, tag in repo.tags.items() if other != name})
 
     # Commits
 
@@ -320,7 +325,7 @@ class Store:
                 raise Refusal(412, f"{branch} of {repo.id} is at {head}, not at {parent}: fetch it and try again.")
             commit = self._write_commit(repo, self.commit(repo, head), changes, author, title, message)
             if commit.id != head:
-                repo.change(branches=repo.branches | {branch: commit.id})
+                self._change(repo, branches=repo.branches | {branch: commit.id})
             return commit
 
     def squash(self, repo: Repo, branch: str, author: str, message: str) -> Commit:
@@ -332,7 +337,7 @@ class Store:
             entries = self.commit(repo, repo.branches[branch]).entries
             changes = [Change(path, e.sha256, e.size, e.blob, e.lfs) for path, e in entries.items()]
             commit = self._write_commit(repo, None, changes, author, message, "")
-            repo.change(branches=repo.branches | {branch: commit.id})
+            self._change(repo, branches=repo.branches | {branch: commit.id})
             return commit
 
     # Inside
@@ -350,6 +355,12 @@ class Store:
             if sha256 not in used:
                 path.unlink()
         self._garbage.unlink()
+
+    def _change(self, repo: Repo, **settings: Any) -> None:
+        """Write changed settings, branches or tags durably; only then does anybody see them."""
+        write_json(repo.folder / "repo.json", replace(repo, **settings).saved(), self.incoming)
+        for name, value in settings.items():
+            setattr(repo, name, value)
 
     def _home(self, kind: str, repo_id: str) -> Path:
         return self.folder / "repos" / names.KINDS[kind] / repo_id
@@ -391,5 +402,5 @@ class Store:
             "date": commit.date,
             "entries": {path: [e.sha256, e.size, e.blob, e.lfs, e.commit] for path, e in sorted(entries.items())},
         }
-        write_json(repo.folder / "commits" / f"{commit_id}.json", content)
+        write_json(repo.folder / "commits" / f"{commit_id}.json", content, self.incoming)
         return self._remember(repo, commit)

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 MAX_JSON_BYTES = 8 << 20
 CHUNK_BYTES = 1 << 20
+MAX_DISCARDED_BYTES = 4 << 20
 _MAX_CHUNK_HEADER = 1024
 
 
@@ -112,6 +113,16 @@ class Body:
     def form(self) -> dict[str, list[str]]:
         """Return the body as a form's fields."""
         return parse_fields(self.read().decode("utf-8", "replace"))
+
+    @property
+    def nearly_finished(self) -> bool:
+        """Whether so little of the body is left that it is worth reading to keep the connection."""
+        return self.finished or (self.length is not None and self.length - self.received <= MAX_DISCARDED_BYTES)
+
+    def discard(self) -> None:
+        """Read what a refused request has still to send, so that the next request can follow."""
+        for _ in self.pieces():
+            pass
 
     def _next(self, size: int) -> bytes:
         """Read the next piece, of which there is at least one byte left."""
