@@ -19,7 +19,7 @@ from hf_zoo.recipe.ranges import check_ranges
 from hf_zoo.recipe.rules import MEMBER_DIGITS, check_rules
 from hf_zoo.recipe.schema import MergeRecipe, TrainRecipe
 
-MAX_MEMBERS = 100_000
+MAX_MEMBERS = 10_000
 MAX_SHOWN = 160
 
 # What a whole population shares. A factor there would make members that differ in nothing a model shows.

@@ -58,6 +58,8 @@ OWN_ARGUMENTS = {
     "hub_model_id": "publish.namespace",
     "hub_private_repo": "publish.private",
     "hub_strategy": "publish.snapshots",
+    "remove_unused_columns": "nothing: the tables hold only what is used",
+    "label_names": "nothing: the objective knows its labels",
 }
 
 
