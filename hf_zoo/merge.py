@@ -1,0 +1,80 @@
+"""`python -m hf_zoo.merge RECIPE [key.path=value ...] [--dry-run]`: merge members into one model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hf_zoo.cli import guarded
+from hf_zoo.recipe.schema import MergeRecipe
+
+if TYPE_CHECKING:
+    from hf_zoo.merging import MergePlan
+
+HELP = """usage: hf-zoo merge RECIPE [key.path=value ...] [--dry-run]
+
+Merge the members a recipe names, or the best member of each of its tasks, measure the merge and the members on every
+task, and write a repo that the stock Auto classes load. Made again with the same members and recipe, it is left alone.
+
+  RECIPE            a YAML file, or the name of one in recipes/
+  key.path=value    overrides a key: tasks=[sst,mnli], method=greedy_soup, population=org/zoo-bert-tasks,
+                    members=[org/a,org/b@epoch-003], base=org/zoo-bert-000, parameters.weights=[2,1],
+                    data.sst.path=FOLDER, publish.namespace=org
+  --dry-run         show the members, heads and folder, and stop"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the merge of a recipe and return the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _run(given))
+
+
+def _run(arguments: list[str]) -> int:
+    from hf_zoo.recipe.loader import load_recipe, parse_arguments
+
+    source, overrides, flags = parse_arguments(arguments)
+    if "--help" in flags:
+        print(HELP)
+        return 0
+    recipe = load_recipe(source, MergeRecipe, overrides)
+    from hf_zoo.display import format_table
+    from hf_zoo.merging import plan_merge, results_table, run_merge
+
+    _quieten()
+    if "--dry-run" in flags:
+        return _show(plan_merge(recipe))
+    outcome = run_merge(recipe)
+    if outcome.manifest.results:
+        print(format_table(results_table(outcome.manifest)))
+    accepted = (outcome.manifest.method.get("report") or {}).get("accepted")
+    if accepted is not None:
+        print(f"accepted: {', '.join(accepted)}")
+    print(f"{outcome.folder}" + ("" if outcome.made else ": already made from the same members and recipe"))
+    if outcome.url is not None:
+        print(f"published: {outcome.url}")
+    return 0
+
+
+def _show(plan: MergePlan) -> int:
+    from hf_zoo.display import format_table
+
+    rows = [{"role": parent.role, "model": parent.repo, "revision": parent.revision, "task": parent.task,
+             "weights": (parent.sha256 or "")[:12]} for parent in plan.parents]  # fmt: skip
+    print(format_table(rows))
+    heads = f"one a task ({', '.join(plan.tasks)})" if plan.heads_apart else "merged"
+    print(f"{plan.method.name()} into {plan.folder}, heads {heads}; nothing was done")
+    return 0
+
+
+def _quieten() -> None:
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,397 @@
+"""The merge job: find members, check them, merge, measure, and put a finished repo in place."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_zoo.auto import merge_inputs, task_reader
+from hf_zoo.checkpoint import CheckpointReader
+from hf_zoo.errors import MergeError, nearest
+from hf_zoo.files import json_text, weights_digest
+from hf_zoo.ingredients import Ingredient, check_one_label_space, check_one_trunk, open_ingredient
+from hf_zoo.methods.base import MergeInputs, Method, Need, make_method
+from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Member, Parent, Population
+from hf_zoo.recipe.grid import canonical, differences, digest
+from hf_zoo.recipe.schema import MergeRecipe
+from hf_zoo.shards import TensorInfo, new_folder, require_space, write_weights
+from hf_zoo.structure import class_of, skeleton
+from hf_zoo.trials import Trial, main_score, mean_score
+
+logger = logging.getLogger(__name__)
+
+LIBRARIES = ("hf_zoo", "safetensors", "torch", "transformers")
+MAX_NAME = 64
+RESERVED = frozenset({SNAPSHOT_FOLDER, "statistics"})  # sub-folders of a repo with a meaning of their own
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A merge whose members were found and fit together; nothing is written yet.
+
+    Attributes:
+        recipe: The recipe.
+        method: The method with its hyper-parameters.
+        members: The members, in order.
+        base: The model task vectors are taken against; null where the method needs none.
+        heads_apart: Whether each task keeps its own head in a sub-folder, or heads are merged too.
+        name: Name of the merge.
+    """
+
+    recipe: MergeRecipe
+    method: Method
+    members: tuple[Ingredient, ...]
+    base: Ingredient | None
+    heads_apart: bool
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the merge lies."""
+        return Path(self.recipe.output) / self.name
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The members' tasks, each once, in order."""
+        return tuple(dict.fromkeys(member.task for member in self.members if member.task is not None))
+
+    def of_task(self, task: str) -> tuple[Ingredient, ...]:
+        """Return the members of a task; all of them where heads are merged, since each can do every task then."""
+        return tuple(member for member in self.members if member.task == task or not self.heads_apart)
+
+    @cached_property
+    def parents(self) -> tuple[Parent, ...]:
+        """How the manifest names what it was made from."""
+        base = () if self.base is None else (self.base.parent("base"),)
+        return tuple(member.parent() for member in self.members) + base
+
+
+@dataclass(frozen=True)
+class MergeOutcome:
+    """What a merge came to.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: What is known of it.
+        made: Whether it was made now; false where it was there already.
+        url: Where it was published; null where it was not.
+    """
+
+    folder: Path
+    manifest: Manifest
+    made: bool
+    url: str | None = None
+
+
+def run_merge(recipe: MergeRecipe) -> MergeOutcome:
+    """Make the merge of a recipe, or find it made already, and publish it where the recipe says so.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        ZooError: If members cannot be found or do not fit together, the method lacks something, the disk is full, the
+            folder holds another merge, or a Hub refuses. Nothing half-made is left behind.
+    """
+    plan = plan_merge(recipe)
+    manifest = existing_merge(plan)
+    made = manifest is None
+    if manifest is None:
+        manifest = _make(plan)
+    url = None
+    if recipe.publish.namespace is not None:
+        from hf_zoo.hub.publish import publish_member
+
+        url = publish_member(plan.folder, recipe.publish.namespace, recipe.publish).url
+        manifest = Manifest.read(plan.folder)
+    return MergeOutcome(plan.folder, manifest, made, url)
+
+
+def plan_merge(recipe: MergeRecipe) -> MergePlan:
+    """Find the members of a recipe and check that they fit together, without reading their weights.
+
+    Raises:
+        ZooError: If a task, member, method or hyper-parameter is unknown, or members do not fit together.
+    """
+    method = make_method(recipe.method, recipe.parameters, "merge recipe")
+    members = find_members(recipe)
+    check_one_trunk(members)
+    heads_apart = _heads_apart(recipe, members)
+    base = _find_base(recipe, members) if Need.BASE in method.needs else None
+    if recipe.base is not None and base is None:
+        logger.warning("%s does not use a base: %s is left out", method.name(), recipe.base)
+    plan = MergePlan(recipe, method, members, base, heads_apart, recipe.name or _default_name(recipe, members))
+    merge_inputs(members, heads_apart, base, _dtype(recipe))
+    for task in plan.tasks if heads_apart else ():
+        task_reader(plan.of_task(task), members[0].trunk)
+    return plan
+
+
+def find_members(recipe: MergeRecipe) -> tuple[Ingredient, ...]:
+    """Open the members a recipe names, or the best finished one of each of its tasks.
+
+    Raises:
+        PopulationError: If a member cannot be opened.
+        MergeError: If a task has no finished member; names the tasks there are.
+    """
+    if recipe.members:
+        return tuple(open_ingredient(text) for text in recipe.members)
+    assert recipe.population is not None  # the recipe's rules have seen to it
+    population = Population.open(recipe.population).where(**recipe.where)
+    return tuple(open_ingredient(best_member(population, task, recipe.where)) for task in recipe.tasks)
+
+
+def best_member(population: Population, task: str, where: Mapping[str, Any]) -> Member:
+    """Return a population's finished member with the best validation score on a task.
+
+    Args:
+        population: Where to look.
+        task: The task.
+        where: The factors it was narrowed down by, for the error.
+
+    Raises:
+        MergeError: If there is none; names the tasks there are.
+    """
+    of_task = [member for member in population if member.manifest.task == task]
+    finished = [member for member in of_task if member.manifest.status == "finished"]
+    if finished:
+        return max(finished, key=lambda member: main_score(member.metrics, "validation_"))
+    narrowed = f" with {', '.join(f'{key}={value}' for key, value in where.items())}" if where else ""
+    if of_task:
+        raise MergeError(f"{population.name}: no member for task {task!r}{narrowed} has finished: finish its training")
+    tasks = Counter(str(member.manifest.task) for member in population)
+    has = ", ".join(f"{name} ({count})" for name, count in sorted(tasks.items())) or "no member at all"
+    raise MergeError(
+        f"{population.name}: no member for task {task!r}{narrowed}{nearest(task, list(tasks))}: it has {has}"
+    )
+
+
+def existing_merge(plan: MergePlan) -> Manifest | None:
+    """Return the manifest of the same merge made earlier, or null where the folder is free.
+
+    Raises:
+        MergeError: If the folder holds something else; says what differs.
+    """
+    if not plan.folder.exists():
+        return None
+    if not (plan.folder / MANIFEST_FILE).is_file():
+        raise MergeError(f"{plan.folder}: exists and is no merge: set `name` or `output`, or remove it")
+    manifest = Manifest.read(plan.folder)
+    changes = []
+    if manifest.digest != digest(plan.recipe):
+        changes = differences(manifest.recipe, canonical(plan.recipe, spelled_out=True))
+        changes = changes or ["nothing but the digest: it was made by another version"]
+    before = [(parent.role, parent.sha256) for parent in manifest.parents]
+    for parent, old in zip(plan.parents, before, strict=False):
+        if (parent.role, parent.sha256) != old:
+            changes.append(f"{parent.role} {parent.repo}: its weights are others than then")
+    if len(before) != len(plan.parents):
+        changes.append(f"{len(before)} models were merged then, {len(plan.parents)} now")
+    if changes:
+        raise MergeError(
+            f"{plan.folder}: holds another merge; set `name` or remove it. What differs (then -> now):\n  "
+            + "\n  ".join(changes)
+        )
+    return manifest
+
+
+def results_table(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return one row a model with its main metric on every task, the merge last, for people to read."""
+    records = manifest.results
+    rows: dict[str, dict[str, Any]] = {}
+    for record in records:
+        row = rows.setdefault(str(record["model"]), {"model": record["model"]})
+        split = "test" if any(key.startswith("test_") for key in record) else "validation"
+        metric = next((m for m in ("accuracy", "top1", "loss") if f"{split}_{m}" in record), None)
+        if metric is not None:
+            row[f"{record['task']} ({split} {metric})"] = f"{record[f'{split}_{metric}']:.4f}"
+    return list(rows.values())
+
+
+def _heads_apart(recipe: MergeRecipe, members: Sequence[Ingredient]) -> bool:
+    tasks = {member.task for member in members}
+    apart = len(tasks) > 1 if recipe.heads is None else recipe.heads == "per_task"
+    if not apart:
+        check_one_label_space(members)
+        return False
+    unknown = [str(member.reference) for member in members if member.task is None]
+    if unknown:
+        raise MergeError(f"{unknown[0]}: no manifest says its task, so its head has no name: set `heads: merge`")
+    reserved = [task for task in tasks if task in RESERVED or not re.fullmatch(r"\w[\w.-]*", task or "")]
+    if reserved:
+        raise MergeError(f"task {reserved[0]!r} cannot be the name of a sub-folder: name the task otherwise")
+    return True
+
+
+def _find_base(recipe: MergeRecipe, members: Sequence[Ingredient]) -> Ingredient | None:
+    if recipe.base is not None:
+        return open_ingredient(recipe.base)
+    named = {
+        str(one.manifest.recipe["parent"]) for one in members if one.manifest and one.manifest.recipe.get("parent")
+    }
+    if len(named) > 1:
+        raise MergeError(f"the members come from several models ({', '.join(sorted(named))}): say which is `base`")
+    return open_ingredient(named.pop()) if named else None
+
+
+def _default_name(recipe: MergeRecipe, members: Sequence[Ingredient]) -> str:
+    """Make a name of what departs from the plain average, and of tasks or members."""
+    method = "" if recipe.method == MergeRecipe().method else f"-{recipe.method}"
+    parts = list(recipe.tasks) or [member.name.rpartition("/")[2] for member in members]
+    name = f"merge{method}-{'-'.join(parts)}"
+    return name if len(name) <= MAX_NAME else f"merge{method}-{parts[0]}-and-{len(parts) - 1}-more"
+
+
+def _make(plan: MergePlan) -> Manifest:
+    recipe = plan.recipe
+    trials = _open_trials(plan) if recipe.evaluate or Need.SCORE in plan.method.needs else []
+    score = mean_score(trials, plan.heads_apart) if trials else None
+    inputs = merge_inputs(plan.members, plan.heads_apart, plan.base, _dtype(recipe), seed=recipe.seed, score=score)
+    plan.method.check(inputs)
+    _require_space(plan, inputs)
+    with new_folder(plan.folder) as folder:
+        _write_root(plan, inputs, folder)
+        readers = {trial.task: _written(plan, trial.task, folder) for trial in trials}
+        for task in plan.tasks if plan.heads_apart else ():
+            _write_task(plan, task, folder)
+        manifest = _manifest(plan, inputs, folder, trials)
+        if recipe.evaluate:
+            results = _measure(plan, trials, readers)
+            manifest = manifest.replace(results=results, metrics=_mean_metrics(results, plan.name))
+        manifest.write(folder)
+        from hf_zoo.hub.cards import write_card
+
+        write_card(folder)
+    return manifest
+
+
+def _open_trials(plan: MergePlan) -> list[Trial]:
+    recipe = plan.recipe
+    unknown = [task for task in recipe.data if plan.heads_apart and task not in plan.tasks]
+    if unknown:
+        raise MergeError(f"data.{unknown[0]}: no member has this task{nearest(unknown[0], plan.tasks)}")
+    tasks = dict.fromkeys([*plan.tasks, *recipe.data]) or dict.fromkeys(["task"])
+    return [
+        Trial.open(task, plan.of_task(task), recipe.data.get(task), recipe.eval_batch_size, recipe.num_eval)
+        for task in tasks
+    ]
+
+
+def _require_space(plan: MergePlan, inputs: MergeInputs) -> None:
+    trunk = sum(info.nbytes for info in inputs.layout.values())
+    heads = sum(member.head.nbytes for member in plan.members) if plan.heads_apart else 0
+    require_space(plan.folder, trunk * (1 + len(plan.tasks) * plan.heads_apart) + heads)
+
+
+def _write_root(plan: MergePlan, inputs: MergeInputs, folder: Path) -> None:
+    """Write the merged trunk, or the whole merged model where heads are merged, with config and processor."""
+    write_weights(folder, plan.method.merge(inputs), inputs.layout)
+    first = plan.members[0]
+    content = first.config
+    files = first.processor_files()
+    if plan.heads_apart:
+        content = json.loads(first.structure.trunk_config.to_json_string())
+        files.pop("generation_config.json", None)
+        files = {name: path for name, path in files.items() if path.suffix != ".py"}
+    _write_rest(folder, content, inputs.layout, files)
+
+
+def _write_task(plan: MergePlan, task: str, folder: Path) -> None:
+    """Write a task's whole model, merged trunk and own head, into its sub-folder."""
+    members = plan.of_task(task)
+    tensors = task_reader(members, CheckpointReader.open(folder, plan.name))
+    (folder / task).mkdir()
+    write_weights(folder / task, tensors.items(), tensors.layout)
+    _write_rest(folder / task, members[0].config, tensors.layout, members[0].processor_files())
+
+
+def _write_rest(
+    folder: Path, config: Mapping[str, Any], layout: Mapping[str, TensorInfo], files: Mapping[str, Path]
+) -> None:
+    floating = Counter(info.dtype for info in layout.values() if info.dtype.is_floating_point)
+    if floating:  # what the Auto classes load the weights as
+        config = dict(config) | {"dtype": str(floating.most_common(1)[0][0]).removeprefix("torch.")}
+    (folder / "config.json").write_text(json_text(config))
+    for name, path in files.items():
+        shutil.copyfile(path, folder / name)
+
+
+def _written(plan: MergePlan, task: str, folder: Path) -> CheckpointReader:
+    """Return a lazy reader of a task's model as it was written."""
+    root = CheckpointReader.open(folder, plan.name)
+    return task_reader(plan.of_task(task), root) if plan.heads_apart else root
+
+
+def _measure(
+    plan: MergePlan, trials: Sequence[Trial], merged: Mapping[str, CheckpointReader]
+) -> tuple[dict[str, Any], ...]:
+    """Return one record a task and model: every member that can do the task, then the merge."""
+    records = []
+    for trial in trials:
+        for member in trial.members:
+            logger.info("measuring %s on %s", member.name, trial.task)
+            records.append({"task": trial.task, "model": member.name, **trial.measure(member.reader)})
+        logger.info("measuring the merge on %s", trial.task)
+        records.append({"task": trial.task, "model": plan.name, **trial.measure(merged[trial.task])})
+    return tuple(records)
+
+
+def _mean_metrics(results: Sequence[Mapping[str, Any]], model: str) -> dict[str, float]:
+    """Return the mean over tasks of what was measured on all of them."""
+    own = [record for record in results if record["model"] == model]
+    keys = [key for key in own[0] if key not in ("task", "model") and all(key in record for record in own)]
+    return {key: sum(record[key] for record in own) / len(own) for key in keys}
+
+
+def _manifest(plan: MergePlan, inputs: MergeInputs, folder: Path, trials: Sequence[Trial]) -> Manifest:
+    first = plan.members[0]
+    manifests = [member.manifest for member in plan.members if member.manifest is not None]
+    model_class, config = class_of(folder)
+    objectives = {manifest.objective for manifest in manifests}
+    populations = {manifest.population for manifest in manifests}
+    method = plan.method.describe()
+    if inputs.report:
+        method["report"] = inputs.report
+    loading: dict[str, Any] = {"heads": "one a task, in sub-folders" if plan.heads_apart else "merged like the trunk"}
+    if plan.heads_apart and first.structure.absent:
+        loading["absent from the trunk, as the members have none"] = list(first.structure.absent)
+    return Manifest(
+        name=plan.name,
+        population=populations.pop() if len(populations) == 1 else None,
+        kind="merge",
+        status="finished",
+        objective=objectives.pop() if len(objectives) == 1 else None,
+        task=plan.tasks[0] if len(plan.tasks) == 1 else None,
+        tasks=plan.tasks,
+        description=plan.recipe.description,
+        parents=plan.parents,
+        recipe=canonical(plan.recipe, spelled_out=True),
+        digest=digest(plan.recipe),
+        dataset={trial.task: trial.description for trial in trials},
+        loading=loading,
+        method=method,
+        auto_class="AutoModel" if plan.heads_apart else first.structure.auto_class,
+        architecture=model_class.__name__,
+        model_type=config.model_type,
+        library=manifests[0].library if manifests and manifests[0].library != "peft" else "transformers",
+        num_parameters=sum(parameter.numel() for parameter in skeleton(model_class, config).parameters()),
+        sha256=weights_digest(folder),
+        license=plan.recipe.publish.license,
+        language=plan.recipe.publish.language,
+        versions={name: version(name) for name in LIBRARIES},
+    )
+
+
+def _dtype(recipe: MergeRecipe) -> torch.dtype | None:
+    return None if recipe.dtype is None else getattr(torch, recipe.dtype)
