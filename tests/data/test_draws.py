@@ -48,8 +48,8 @@ def test_what_a_batch_draws_once_depends_on_all_its_samples():
 def test_no_global_generator_moves():
     import torch
 
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # ruff: ignore[numpy-legacy-random]
     draw(range(5))
     Draws(1, 0, np.arange(3)).of_batch("mix").random()
     assert torch.equal(before[0], torch.get_rng_state())
-    np.testing.assert_array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+    np.testing.assert_array_equal(before[1], np.random.get_state()[1])  # ruff: ignore[numpy-legacy-random]
