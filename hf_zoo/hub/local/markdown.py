@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 
-MAX_CHARACTERS = 400_000
+MAX_CHARACTERS = 200_000
 MAX_DEPTH = 8
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})\s*([\w+.-]{0,40})")
@@ -21,11 +21,11 @@ _ITEM = re.compile(r"( {0,8})([-*+]|[0-9]{1,9}[.)])(?:\s+(.*)|\s*)$")
 _DELIMITERS = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$")
 _INLINE = re.compile(
     r"(?P<escaped>\\[!-/:-@\[-`{-~])"
-    r"|(?P<code>(?P<ticks>`{1,3})(?P<inside>[^`]{1,2000}?)(?P=ticks)(?!`))"
-    r"|(?P<image>!\[(?P<alt>[^\]\n]{0,500})\]\(\s*<?(?P<source>[^)\s>]{1,2000})>?(?:\s+\"[^\"\n]{0,300}\")?\s*\))"
+    r"|(?P<code>(?P<ticks>`{1,3})(?P<inside>[^`]{1,500}?)(?P=ticks)(?!`))"
+    r"|(?P<image>!\[(?P<alt>[^\]\n]{0,500})\]\(\s*<?(?P<source>[^)\s>]{1,500})>?(?:\s+\"[^\"\n]{0,300}\")?\s*\))"
     r"|(?P<link>\[(?P<text>(?:!\[[^\]\n]{0,300}\]\([^)\n]{1,500}\)|[^\[\]\n]){1,500})\]"
-    r"\(\s*<?(?P<target>[^)\s>]{1,2000})>?(?:\s+\"[^\"\n]{0,300}\")?\s*\))"
-    r"|(?P<address><(?P<bracketed>https?://[^\s<>]{1,2000})>|(?P<bare>https?://[^\s<>()\[\]\"'`*]{1,2000}))"
+    r"\(\s*<?(?P<target>[^)\s>]{1,500})>?(?:\s+\"[^\"\n]{0,300}\")?\s*\))"
+    r"|(?P<address><(?P<bracketed>https?://[^\s<>]{1,500})>|(?P<bare>https?://[^\s<>()\[\]\"'`*]{1,500}))"
     r"|(?P<strong>(?P<stars>\*\*|(?<!\w)__)(?=\S)(?P<bold>.{1,600}?)(?<=\S)(?P=stars))"
     r"|(?P<emphasis>(?P<star>\*|(?<!\w)_)(?=[^\s*_])(?P<italic>[^*_\n]{1,600}?)(?<=\S)(?P=star)(?!\w))"
     r"|(?P<deleted>~~(?=\S)(?P<struck>[^~\n]{1,600}?)~~)"
@@ -60,7 +60,7 @@ def render(text: str, addresses: Addresses, depth: int = 0) -> str:
     """
     if depth >= MAX_DEPTH:
         return f"<p>{escape(text)}</p>"
-    lines = re.sub(r"<!--.{0,20000}?-->", "", text[:MAX_CHARACTERS], flags=re.DOTALL).expandtabs(4).split("\n")
+    lines = _without_comments(text[:MAX_CHARACTERS]).expandtabs(4).split("\n")
     blocks, position = [], 0
     while position < len(lines):
         line = lines[position]
@@ -124,6 +124,15 @@ def safe_address(address: str, relative: Callable[[str], str]) -> str | None:
     if not path or any(segment in {"", ".", ".."} for segment in path.split("/")):
         return None
     return relative(path) + (f"#{fragment}" if fragment else "")
+
+
+def _without_comments(text: str) -> str:
+    """Leave out what stands between `<!--` and `-->`."""
+    kept, start = [], 0
+    while (opening := text.find("<!--", start)) >= 0 and (closing := text.find("-->", opening + 4)) >= 0:
+        kept.append(text[start:opening])
+        start = closing + 3
+    return "".join([*kept, text[start:]])
 
 
 Found = tuple[str, int] | None

@@ -28,7 +28,7 @@ h1{font-size:1.6rem;line-height:1.25;margin:1.2rem 0 .4rem;overflow-wrap:anywher
 h2{font-size:1.2rem;margin:1.8rem 0 .5rem}h3{font-size:1.05rem;margin:1.3rem 0 .3rem}
 table{border-collapse:collapse;width:100%;font-size:.93rem}
 th,td{text-align:left;padding:.35rem .7rem .35rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-th{color:var(--soft);font-weight:550}.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+th{color:var(--soft);font-weight:550}.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;padding-right:1.4rem}
 td.when{white-space:nowrap;color:var(--soft)}.wide{overflow-x:auto}
 .soft{color:var(--soft)}.small{font-size:.88rem}
 .tag{display:inline-block;background:var(--tag);border-radius:5px;padding:0 .45rem;margin:.1rem .25rem .1rem 0;
