@@ -16,14 +16,13 @@ from huggingface_hub import HfApi
 
 from hf_zoo.errors import HubError, ZooError
 from hf_zoo.files import json_text, weights_digest
-from hf_zoo.hub.cards import CARD_FILE, PICTURE_FILE, render_card, render_collection, render_note, write_card
+from hf_zoo.hub.cards import CARD_FILE, render_card, render_collection, render_note, write_card
 from hf_zoo.hub.client import check_repo_name, hub_errors
 from hf_zoo.hub.contents import RepoFile, file_of, folder_files
 from hf_zoo.hub.lineage import ADAPTER_FILE, ParentFinder, adapter_for_hub
 from hf_zoo.hub.push import MAIN, PushedRevision, RemoteRepo
 from hf_zoo.population import (
     MANIFEST_FILE,
-    RESULTS_FILE,
     SNAPSHOT_FOLDER,
     Manifest,
     Snapshot,
@@ -33,7 +32,8 @@ from hf_zoo.recipe.schema import PublishSpec
 
 Progress = Callable[[str, int, int], None]
 
-_LAST_STATE_ONLY = frozenset({CARD_FILE, MANIFEST_FILE, PICTURE_FILE, RESULTS_FILE})
+# Tokenizer, processor and code, which every moment of a member shares.
+_SHARED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py")
 _MOST_NAMED = 5
 
 
@@ -279,7 +279,7 @@ def _snapshot_files(
     shared = {
         path: file
         for path, file in last.items()
-        if "/" not in path and path not in _LAST_STATE_ONLY and not file.is_weights
+        if "/" not in path and path.endswith(_SHARED_SUFFIXES) and not file.is_weights
     }
     files = {**shared, **own}
     if ADAPTER_FILE in own:
