@@ -223,9 +223,9 @@ def _remake(
     members = [ingredient for parent, ingredient in named if parent.role == "member"]
     base = next((ingredient for parent, ingredient in named if parent.role == "base"), None)
     name, parameters = str(manifest.method.get("name")), dict(manifest.method.get("parameters") or {})
-    chosen = (manifest.method.get("report") or {}).get("accepted")
+    chosen = (manifest.method.get("report") or {}).get("places")
     if chosen is not None:  # the choice was made on data; what was chosen is known
-        members = [member for member in members if member.name in chosen]
+        members = [members[place] for place in chosen]
         name, parameters = "average", {}
     method = make_method(name, parameters, f"{text}: {MANIFEST_FILE}")
     if dtype is None and manifest.recipe.get("dtype"):

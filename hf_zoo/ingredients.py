@@ -71,6 +71,11 @@ class Ingredient:
         return self.manifest.name if self.manifest is not None else self.folder.resolve().name
 
     @property
+    def label(self) -> str:
+        """Its name, with revision and sub-folder where it was named with them."""
+        return str(Reference(self.name, self.reference.revision, self.reference.subfolder))
+
+    @property
     def task(self) -> str | None:
         """What it can do, as its manifest says."""
         if self.reference.subfolder is not None:

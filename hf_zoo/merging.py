@@ -190,7 +190,7 @@ def existing_merge(plan: MergePlan) -> Manifest | None:
     manifest = Manifest.read(plan.folder)
     changes = []
     if manifest.digest != digest(plan.recipe):
-        changes = differences(manifest.recipe, canonical(plan.recipe, spelled_out=True))
+        changes = differences(manifest.recipe, shown_recipe(plan.recipe))
         changes = changes or ["nothing but the digest: it was made by another version"]
     before = [(parent.role, parent.sha256) for parent in manifest.parents]
     for parent, old in zip(plan.parents, before, strict=False):
@@ -204,6 +204,21 @@ def existing_merge(plan: MergePlan) -> Manifest | None:
             + "\n  ".join(changes)
         )
     return manifest
+
+
+def shown_recipe(recipe: MergeRecipe) -> dict[str, Any]:
+    """Return a recipe as plain data, every default spelt out; of absolute paths only the last part is kept."""
+    plain = canonical(recipe, spelled_out=True)
+
+    def without_root(value: Any) -> Any:
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    for key in ("population", "base"):
+        plain[key] = without_root(plain[key])
+    plain["members"] = [without_root(member) for member in plain["members"]]
+    for spec in plain["data"].values():
+        spec["path"] = without_root(spec["path"])
+    return plain
 
 
 def results_table(manifest: Manifest) -> list[dict[str, Any]]:
@@ -340,8 +355,8 @@ def _measure(
     records = []
     for trial in trials:
         for member in trial.members:
-            logger.info("measuring %s on %s", member.name, trial.task)
-            records.append({"task": trial.task, "model": member.name, **trial.measure(member.reader)})
+            logger.info("measuring %s on %s", member.label, trial.task)
+            records.append({"task": trial.task, "model": member.label, **trial.measure(member.reader)})
         logger.info("measuring the merge on %s", trial.task)
         records.append({"task": trial.task, "model": plan.name, **trial.measure(merged[trial.task])})
     return tuple(records)
@@ -362,7 +377,7 @@ def _manifest(plan: MergePlan, inputs: MergeInputs, folder: Path, trials: Sequen
     populations = {manifest.population for manifest in manifests}
     method = plan.method.describe()
     if inputs.report:
-        method["report"] = inputs.report
+        method["report"] = _renamed(inputs.report, {str(one.reference): one.label for one in plan.members})
     loading: dict[str, Any] = {"heads": "one a task, in sub-folders" if plan.heads_apart else "merged like the trunk"}
     if plan.heads_apart and first.structure.absent:
         loading["absent from the trunk, as the members have none"] = list(first.structure.absent)
@@ -376,7 +391,7 @@ def _manifest(plan: MergePlan, inputs: MergeInputs, folder: Path, trials: Sequen
         tasks=plan.tasks,
         description=plan.recipe.description,
         parents=plan.parents,
-        recipe=canonical(plan.recipe, spelled_out=True),
+        recipe=shown_recipe(plan.recipe),
         digest=digest(plan.recipe),
         dataset={trial.task: trial.description for trial in trials},
         loading=loading,
@@ -391,6 +406,15 @@ def _manifest(plan: MergePlan, inputs: MergeInputs, folder: Path, trials: Sequen
         language=plan.recipe.publish.language,
         versions={name: version(name) for name in LIBRARIES},
     )
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """Return a report with other names for the members: those of messages hold paths."""
+    if isinstance(value, dict):
+        return {names.get(key, key): _renamed(content, names) for key, content in value.items()}
+    if isinstance(value, list):
+        return [_renamed(content, names) for content in value]
+    return names.get(value, value) if isinstance(value, str) else value
 
 
 def _dtype(recipe: MergeRecipe) -> torch.dtype | None:

@@ -169,7 +169,8 @@ def _names_alone(
 
 def _without_labels(config: PreTrainedConfig, model_class: type[nn.Module]) -> PreTrainedConfig:
     config = copy.deepcopy(config)
-    config.num_labels = 2  # the default, which is not written
+    config.id2label = {0: "LABEL_0", 1: "LABEL_1"}  # the default, which is not written
+    config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
     config.problem_type = None
     config.architectures = [model_class.__name__]
     return config

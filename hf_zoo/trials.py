@@ -87,6 +87,8 @@ class Trial:
             named = label_names(splits.train, columns.label, f"{spec.path}, split train")
             labels = match_labels(skeleton(*class_of(first.folder)), named, str(first.reference))
         processor = load_processor(first.folder, objective)
+        if columns.text is not None and spec.max_length > processor.model_max_length:
+            spec = dataclasses.replace(spec, max_length=processor.model_max_length)  # the members read no more
         held_out = {name: split for name, split in splits.items() if name != "train"}
         tables = {n: build_table(s, columns, spec, processor, labels, n) for n, s in held_out.items()}
         collators = {

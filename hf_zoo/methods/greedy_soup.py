@@ -57,6 +57,7 @@ class GreedySoup(Method):
             "order": [names[index] for index in order],
             "steps": [{"member": names[index], "score": value, "accepted": kept} for index, value, kept in steps],
             "accepted": [names[index] for index in accepted],
+            "places": list(accepted),
             "score": score,
         })
         logger.info("greedy soup: %d of %d members, score %.4f", len(accepted), len(names), score)

@@ -25,6 +25,7 @@ def test_members_are_tried_from_the_best_and_kept_if_the_mean_rises():
     assert value == pytest.approx(1.25)
     assert report["order"] == ["m2", "m0", "m1"]
     assert report["accepted"] == ["m2", "m0"]
+    assert report["places"] == [2, 0]
     assert report["scores"] == {"m0": -1.0, "m1": -2.0, "m2": -0.5}
     assert [(step["member"], step["accepted"]) for step in report["steps"]] == [("m0", True), ("m1", False)]
     assert report["score"] == pytest.approx(-0.25)
