@@ -28,6 +28,9 @@ class Caller:
         return self.namespaces is None or namespace.lower() in self.namespaces
 
 
+NOBODY = Caller(None, frozenset())
+
+
 class Access:
     """Check tokens.
 
@@ -73,7 +76,7 @@ class Access:
         if self.open:
             return Caller(self._user, None, token)
         if token is None:
-            return Caller(None, frozenset())
+            return NOBODY
         for known in self._callers:
             if known.token is not None and hmac.compare_digest(known.token.encode(), token.encode()):
                 return known

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from hf_zoo.errors import HubError
 from hf_zoo.hub.local.refusal import Refusal
@@ -79,6 +79,13 @@ class FolderLock:
         self._file.close()
 
 
+class Stored(NamedTuple):
+    """What a content turned out to be."""
+
+    sha256: str
+    size: int
+
+
 class ObjectStore:
     """Keep file contents under their SHA-256; equal contents are kept once.
 
@@ -111,16 +118,16 @@ class ObjectStore:
             self.receive([content], sha256, len(content))
         return sha256
 
-    def receive(self, chunks: Iterable[bytes], sha256: str, size: int | None = None) -> int:
+    def receive(self, chunks: Iterable[bytes], sha256: str | None, size: int | None = None) -> Stored:
         """Keep a content that arrives in pieces, once it is what it claims to be.
 
         Args:
             chunks: The pieces.
-            sha256: The digest it must have.
-            size: The bytes it must have, or None if only the digest is known.
+            sha256: The digest it must have, or None if any will do.
+            size: The bytes it must have, or None if any will do.
 
         Returns:
-            The content's size in bytes.
+            Digest and size.
 
         Raises:
             Refusal: 400, if it is too short, too long or has another digest. Nothing is kept then.
@@ -135,15 +142,15 @@ class ObjectStore:
                 file.write(chunk)
             if size is not None and received != size:
                 raise Refusal(400, f"Object {sha256} was announced with {size} bytes; {received} came.")
-            if digest.hexdigest() != sha256:
+            if sha256 is not None and digest.hexdigest() != sha256:
                 raise Refusal(400, f"Object {sha256} arrived with SHA-256 {digest.hexdigest()}; upload it again.")
             file.flush()
             os.fsync(file.fileno())
-            target = self.path(sha256)
+            target = self.path(digest.hexdigest())
             make_folder(target.parent)
             os.replace(path, target)
         sync_folder(target.parent)
-        return received
+        return Stored(digest.hexdigest(), received)
 
     @contextmanager
     def temporary(self) -> Generator[tuple[BinaryIO, Path], None, None]:

@@ -20,11 +20,11 @@ _RESERVED_NAMESPACES = frozenset((
     "spaces",
     "collections",
     "login",
+    "lfs",
+    "xet",
     "docs",
     "settings",
     "static",
-    "xet",
-    "resolve",
 ))
 _FORBIDDEN_IN_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|//|@\{")
 _FORBIDDEN_SEGMENTS = frozenset(("", ".", "..", ".git"))
