@@ -316,7 +316,8 @@ def _load_trunk(model: PreTrainedModel, folder: Path, recipe: TrainRecipe) -> di
         for key in loaded:
             state[names[key]].copy_(source[key])
     head_loaded: list[str] = []
-    if recipe.model.head.reuse:
+    # A language model that goes on keeps its head: it is what the next token is told by.
+    if recipe.model.head.reuse or recipe.objective.mode == "continued":
         head_loaded = _reuse_head(model, parent, str(recipe.parent))
     head = [name for name in head_names(model) if name not in head_loaded]
     return {
