@@ -15,7 +15,7 @@ from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError, PopulationError
 from hf_zoo.files import sha256_of, weights_digest
 from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Member, Parent, Reference
-from hf_zoo.structure import Structure
+from hf_zoo.structure import Structure, class_of
 
 TOKENIZER_FILE = "tokenizer.json"
 NOT_OF_THE_PROCESSOR = frozenset({"config.json", "adapter_config.json", MANIFEST_FILE, "population.json"})
@@ -60,8 +60,9 @@ class Ingredient:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The content of its `config.json`."""
-        return json.loads((self.folder / "config.json").read_text())
+        """The content of its `config.json`, for an adapter that of the whole model."""
+        path = self.folder / "config.json"
+        return json.loads(path.read_text() if path.is_file() else class_of(self.folder)[1].to_json_string())
 
     @property
     def name(self) -> str:

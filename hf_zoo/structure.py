@@ -89,22 +89,38 @@ def class_of(folder: str | Path) -> tuple[type[PreTrainedModel], PreTrainedConfi
         ModelError: If there is no config, or the class is not known here.
     """
     path = Path(folder) / "config.json"
+    if not path.is_file() and (Path(folder) / "adapter_config.json").is_file():
+        from hf_zoo.adapters import class_of_adapter
+
+        return class_of_adapter(Path(folder))
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise ModelError(f"{folder}: no config.json: this is not a saved model") from None
     except (ValueError, OSError) as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
-    home = _import_home(folder, content.get("auto_map") or {})
     architectures = content.get("architectures") or []
     if not architectures:
         raise ModelError(f"{path}: `architectures` is missing: save the model again with `save_pretrained`")
-    model_class = getattr(home, architectures[0], None)
-    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
-        raise ModelError(
-            f"{path}: class {architectures[0]!r} is not in {home.__name__}{nearest(architectures[0], dir(home))}"
-        )
+    model_class = find_class(architectures[0], str(path), _import_home(folder, content.get("auto_map") or {}))
     return model_class, AutoConfig.from_pretrained(folder)
+
+
+def find_class(name: str | None, source: str, home: Any = transformers) -> type[PreTrainedModel]:
+    """Return a model's class by its name.
+
+    Args:
+        name: The class's name.
+        source: Who names it, for the error.
+        home: The module it is in.
+
+    Raises:
+        ModelError: If it is not there; names the nearest.
+    """
+    model_class = getattr(home, str(name), None)
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+        raise ModelError(f"{source}: class {name!r} is not in {home.__name__}{nearest(str(name), dir(home))}")
+    return model_class
 
 
 def skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
@@ -130,6 +146,18 @@ def names_on_disk(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
     """
     tensors: dict[str, Tensor] = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
     return list(revert_weight_conversion(model, {name: tensors[name] for name in names}))
+
+
+def disk_name_of(model: PreTrainedModel) -> dict[str, str | None]:
+    """Return name as modules have it -> name on disk; null for a tensor that is split or joined on disk."""
+    tensors: dict[str, Tensor] = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
+    names: dict[str, str | None] = {}
+    for name in saved_names(model):
+        converted = revert_weight_conversion(model, {name: tensors[name]})
+        (only, *others) = converted
+        whole = not others and converted[only].shape == tensors[name].shape
+        names[name] = only if whole else None
+    return names
 
 
 def auto_class_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
