@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_zoo.data.documentation import read_documentation
+from hf_zoo.data.documentation_tasks import SPLITS, Task, documents, pairs, sentences, topics
 
 if TYPE_CHECKING:
     import datasets
-
-SPLITS = ("train", "validation", "test")
-HELD_OUT = 0.1  # of the text, for each of validation and test
-LARGEST_HELD_OUT = 0.02  # of the text; larger packages are always trained on, or they would be a whole split
 
 
 def is_embedded(path: str) -> bool:
@@ -86,55 +82,24 @@ def digits() -> dict[str, datasets.Dataset]:
     return splits
 
 
-def docs() -> dict[str, datasets.Dataset]:
-    """Make `docs`: about 1 MB of English prose, for masked language modelling.
-
-    A sample is one document, a module's docstrings or a topic of the language reference, in column `text`; `source`
-    names it. Splits share no package and no sentence.
-    """
-    documents: dict[str, list[str]] = {}
-    for passage in read_documentation():
-        text = "\n".join(" ".join(paragraph) for paragraph in passage.paragraphs)
-        documents.setdefault(passage.document, []).append(text)
-    rows = [{"text": "\n".join(texts), "source": document} for document, texts in documents.items()]
-    return _split(rows)
-
-
-def _split(rows: Iterable[dict[str, Any]], names: tuple[str, ...] = ()) -> dict[str, datasets.Dataset]:
-    """Deal rows to splits by the package of their `source`; `names` are those of their integer `label`s."""
+def _documentation(task: Callable[[], Task]) -> dict[str, datasets.Dataset]:
     import datasets
 
-    split_of = _split_packages()
-    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
-    for row in rows:
-        parts[split_of["/".join(row["source"].split("/")[:2])]].append(row)
-    columns = [name for name in parts["train"][0] if name != "label"]
-    features = {name: datasets.Value("string") for name in columns}
-    if names:
-        features["label"] = datasets.ClassLabel(names=list(names))
+    made = task()
+    columns = [name for name in made.rows["train"][0] if name != "label"]
+    features: dict[str, Any] = {name: datasets.Value("string") for name in columns}
+    if made.labels:
+        features["label"] = datasets.ClassLabel(names=list(made.labels))
     return {
-        name: datasets.Dataset.from_list(part, features=datasets.Features(features)) for name, part in parts.items()
+        name: datasets.Dataset.from_list(rows, features=datasets.Features(features))
+        for name, rows in made.rows.items()
     }
 
 
-@lru_cache(maxsize=1)
-def _split_packages() -> dict[str, str]:
-    """Return the split of every package and topic: small ones in the order of a hash, until a split has its share."""
-    sizes: dict[str, int] = {}
-    for passage in read_documentation():
-        sizes[passage.package] = sizes.get(passage.package, 0) + sum(map(len, passage.sentences))
-    total = sum(sizes.values())
-    split_of = {}
-    share = dict.fromkeys(("test", "validation"), 0.0)
-    for package in sorted(sizes, key=lambda package: hashlib.sha256(package.encode()).digest()):
-        part = sizes[package] / total
-        split = next((name for name in share if share[name] < HELD_OUT), "train")
-        if part > LARGEST_HELD_OUT:
-            split = "train"
-        if split in share:
-            share[split] += part
-        split_of[package] = split
-    return split_of
-
-
-EMBEDDED: dict[str, Callable[[], dict[str, datasets.Dataset]]] = {"digits": digits, "docs": docs}
+EMBEDDED: dict[str, Callable[[], dict[str, datasets.Dataset]]] = {
+    "digits": digits,
+    "docs": partial(_documentation, documents),
+    "docs-sentences": partial(_documentation, sentences),
+    "docs-pairs": partial(_documentation, pairs),
+    "docs-topics": partial(_documentation, topics),
+}
