@@ -1,6 +1,6 @@
 """PEFT adapters read as whole models: every tensor of the base, plus what the adapter adds to it.
 
-Merging the factors of low-rank adapters one by one is not merging the adapters: B1 A1 + B2 A2 is not (B1 + B2)(A1 + A2).
+Merging the factors of low-rank adapters is not merging the adapters: B1 A1 + B2 A2 is not (B1 + B2)(A1 + A2).
 So a member that is an adapter takes part with its weights W + scale * B A, made tensor by tensor when they are read.
 """
 

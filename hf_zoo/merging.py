@@ -85,7 +85,7 @@ class MergeOutcome:
         folder: Where it lies.
         manifest: What is known of it.
         made: Whether it was made now; false where it was there already.
-        url: Where it was published; null where it was not.
+        url: Address of its repo; null where it was not published.
     """
 
     folder: Path
@@ -111,9 +111,12 @@ def run_merge(recipe: MergeRecipe) -> MergeOutcome:
         manifest = _make(plan)
     url = None
     if recipe.publish.namespace is not None:
+        from huggingface_hub import constants
+
         from hf_zoo.hub.publish import publish_member
 
-        url = publish_member(plan.folder, recipe.publish.namespace, recipe.publish).url
+        report = publish_member(plan.folder, recipe.publish.namespace, recipe.publish)
+        url = f"{constants.ENDPOINT}/{report.repos[0]}"
         manifest = Manifest.read(plan.folder)
     return MergeOutcome(plan.folder, manifest, made, url)
 

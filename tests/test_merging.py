@@ -419,6 +419,80 @@ def test_a_missing_member_is_named(population, tmp_path, capsys):
         run_merge(recipe)
 
 
+ON_A_HUB = """
+import json, sys
+from pathlib import Path
+import torch, transformers
+from huggingface_hub import CommitOperationDelete, HfApi
+from hf_zoo import AutoMergedModel
+from hf_zoo.hub.publish import publish_population
+from hf_zoo.merging import run_merge
+from hf_zoo.recipe.schema import MergeRecipe, PublishSpec
+
+population, output = Path(sys.argv[1]), sys.argv[2]
+spec = PublishSpec(namespace="org")
+publish_population(population, spec)
+recipe = MergeRecipe(population="org/zoo", tasks=("sst", "mnli"), output=output, publish=spec)
+first = run_merge(recipe)
+again = run_merge(recipe)
+api = HfApi()
+files = api.list_repo_files("org/merge-sst-mnli")
+trunk = transformers.AutoModel.from_pretrained("org/merge-sst-mnli").state_dict()
+task = transformers.AutoModelForSequenceClassification.from_pretrained("org/merge-sst-mnli", subfolder="mnli")
+task = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+weights = [CommitOperationDelete(path) for path in files if path.endswith(".safetensors")]
+api.create_commit("org/merge-sst-mnli", weights, commit_message="Keep the recipe alone")
+remade = AutoMergedModel.from_pretrained("org/merge-sst-mnli")
+head = AutoMergedModel.from_pretrained("org/merge-sst-mnli", subfolder="mnli")
+on_the_fly = AutoMergedModel.from_pretrained(["org/zoo-001", "org/zoo-002"], auto_class="AutoModel")
+
+def same(state, wanted):
+    return set(state) == set(wanted) and all(torch.equal(state[name], wanted[name]) for name in wanted)
+
+print(json.dumps({
+    "made": [first.made, again.made],
+    "parents": [[parent.repo, len(parent.revision)] for parent in first.manifest.parents],
+    "files": files,
+    "remade": same(remade.state_dict(), trunk),
+    "head": same(head.state_dict(), task),
+    "on_the_fly": same(on_the_fly.state_dict(), trunk),
+    "classes": [type(remade).__name__, type(head).__name__],
+    "url": first.url,
+}))
+"""
+
+
+def test_a_merge_of_members_on_a_hub_is_published_and_can_be_made_again_from_its_recipe(population, tmp_path):
+    from hf_zoo.hub.local import FolderHub
+
+    with FolderHub(tmp_path / "hub") as hub:
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", ON_A_HUB, str(population), str(tmp_path / "merges")],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["made"] == [True, False]
+    assert found["parents"] == [["org/zoo-001", 40], ["org/zoo-002", 40]]
+    assert {
+        "config.json",
+        "README.md",
+        "zoo.json",
+        "model.safetensors",
+        "sst/model.safetensors",
+        "mnli/config.json",
+    } <= {*found["files"]}
+    assert found["remade"]
+    assert found["head"]
+    assert found["on_the_fly"]
+    assert found["classes"] == ["BertModel", "BertForSequenceClassification"]
+    assert found["url"] == f"{hub.url}/org/merge-sst-mnli"
+
+
 MEMORY = """
 import resource, sys
 from pathlib import Path
