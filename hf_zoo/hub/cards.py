@@ -20,7 +20,7 @@ from hf_zoo.files import json_text, write_bytes, write_text
 from hf_zoo.hub.figures import draw_learning_curve, main_metric, shows
 from hf_zoo.hub.markdown import code, fence, link, number, one_line, sentence, table
 from hf_zoo.hub.metadata import SPLITS, metadata_yaml
-from hf_zoo.hub.usage import population_usage, revision_usage, task_usage, usage
+from hf_zoo.hub.usage import has_own_code, population_usage, revision_usage, task_usage, usage
 from hf_zoo.population import Manifest, Parent, Snapshot
 from hf_zoo.recipe.schema import MergeRecipe, TrainRecipe
 
@@ -108,7 +108,7 @@ def render_note(manifest: Manifest, limit: int = 500) -> str:
     if manifest.kind == "merge":
         names = ", ".join(parent.repo.rpartition("/")[2] for parent in manifest.parents if parent.role != "base")
         return shorten(f"{manifest.method.get('name', 'merge')} of {names}", limit)
-    return shorten(", ".join(f"{path} = {_plain(value)}" for path, value in manifest.factors.items()), limit)
+    return shorten(", ".join(f"{path} = {_plain(value)}" for path, value in sorted(manifest.factors.items())), limit)
 
 
 def write_card(folder: Path, repo: str | None = None, manifest: Manifest | None = None) -> None:
@@ -143,7 +143,8 @@ def shorten(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
     head = text[: limit - 1]
-    return (head.rpartition(" ")[0] or head).rstrip(" ,;.") + "…"
+    whole_words = head if text[limit - 1] == " " else head.rpartition(" ")[0]
+    return (whole_words or head).rstrip(" ,;.") + "…"
 
 
 @functools.cache
@@ -163,6 +164,7 @@ def _member_values(manifest: Manifest, repo: str, revision: str | None) -> dict[
     records, thinned = _thinned(manifest.results)
     return {
         "summary": _member_summary(manifest),
+        "own_code": has_own_code(manifest),
         "usage": fence(revision_usage(manifest, repo, revision) if revision else usage(manifest, repo), "python"),
         "snapshots": _snapshot_names(snapshots),
         "num_snapshots": len(snapshots),
@@ -192,6 +194,8 @@ def _merge_values(manifest: Manifest, repo: str) -> dict[str, Any]:
         if manifest.tasks and manifest.auto_class == "AutoModel"
         else "",
         "method": f"{code(method.get('name', 'unknown'))}" + (f": {cited}." if cited else "."),
+        "method_description": sentence(method.get("description") or ""),
+        "report": _facts(method.get("report") or {}),
         "parameters": _pairs("Parameter", "Value", method.get("parameters") or {}),
         "results": results,
         "results_caption": caption,
@@ -279,8 +283,8 @@ def _fact(value: Any) -> str:
         shown = ", ".join(code(item) for item in value[:MOST_LABELS])
         more = f" and {len(value) - MOST_LABELS} more" if len(value) > MOST_LABELS else ""
         return f"{len(value)}: {shown}{more}" if value else "none"
-    if isinstance(value, dict) and all(not isinstance(item, dict | list) for item in value.values()):
-        return ", ".join(f"{sentence(_words(key))} {_fact(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, dict) and value:
+        return ", ".join(f"{sentence(_words(key))} {_fact(item)}" for key, item in value.items() if item is not None)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return number(value)
     return code(_plain(value))

@@ -138,9 +138,13 @@ def hub_parents(manifest: Manifest) -> list[str]:
 
 def hub_datasets(manifest: Manifest) -> list[str]:
     """Return the Hub ids of the data; embedded sets and local files have none."""
-    path, source = str(manifest.dataset.get("path")), manifest.dataset.get("source")
-    is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
-    return [path] if is_id and (source == "hub" or (source is None and "/" in path)) else []
+    ids = []
+    for dataset in manifest.dataset.values() if manifest.kind == "merge" else [manifest.dataset]:
+        path, source = (dataset.get("path"), dataset.get("source")) if isinstance(dataset, dict) else (None, None)
+        is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(path))
+        if path and is_id and (source == "hub" or (source is None and "/" in path)):
+            ids.append(path)
+    return list(dict.fromkeys(ids))
 
 
 def evaluation_results(manifest: Manifest) -> list[EvalResult]:

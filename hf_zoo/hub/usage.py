@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from hf_zoo.hub.metadata import is_image_model, pipeline_tag
 from hf_zoo.population import Manifest
@@ -13,7 +14,7 @@ from transformers import {auto_class}, AutoTokenizer
 
 repo = {repo}
 tokenizer = AutoTokenizer.from_pretrained(repo)
-model = {auto_class}.from_pretrained(repo)
+model = {auto_class}.from_pretrained(repo{options})
 
 inputs = tokenizer({example}, return_tensors="pt")
 with torch.inference_mode():
@@ -27,7 +28,7 @@ from transformers import {auto_class}, AutoTokenizer
 
 repo = {repo}
 tokenizer = AutoTokenizer.from_pretrained(repo)
-model = {auto_class}.from_pretrained(repo)
+model = {auto_class}.from_pretrained(repo{options})
 
 inputs = tokenizer(f"return the {{tokenizer.mask_token}} of the list", return_tensors="pt")
 with torch.inference_mode():
@@ -42,7 +43,7 @@ from transformers import {auto_class}, AutoTokenizer
 
 repo = {repo}
 tokenizer = AutoTokenizer.from_pretrained(repo)
-model = {auto_class}.from_pretrained(repo)
+model = {auto_class}.from_pretrained(repo{options})
 
 inputs = tokenizer("A sentence to embed.", return_tensors="pt")
 with torch.inference_mode():
@@ -56,7 +57,7 @@ from transformers import AutoImageProcessor, {auto_class}
 
 repo = {repo}
 processor = AutoImageProcessor.from_pretrained(repo)
-model = {auto_class}.from_pretrained(repo)
+model = {auto_class}.from_pretrained(repo{options})
 
 inputs = processor(Image.open("picture.png").convert({mode}), return_tensors="pt")
 with torch.inference_mode():
@@ -71,7 +72,7 @@ from transformers import AutoImageProcessor, {auto_class}
 
 repo = {repo}
 processor = AutoImageProcessor.from_pretrained(repo)
-model = {auto_class}.from_pretrained(repo)
+model = {auto_class}.from_pretrained(repo{options})
 
 inputs = processor(Image.open("picture.png").convert({mode}), return_tensors="pt")
 with torch.inference_mode():
@@ -94,6 +95,7 @@ def usage(manifest: Manifest, repo: str) -> str:
     return snippet.format(
         auto_class=manifest.auto_class or "AutoModel",
         repo=literal(repo),
+        options=", trust_remote_code=True" if has_own_code(manifest) else "",
         mode=literal(_mode(manifest)),
         example=_example(manifest),
     )
@@ -105,6 +107,8 @@ def revision_usage(manifest: Manifest, repo: str, revision: str) -> str:
     chosen = f"revision={literal(revision)}"
     if manifest.library == "peft":  # `revision=` would be looked up in the base model's repo as well
         chosen = f'adapter_kwargs={{"revision": {literal(revision)}}}'
+    if has_own_code(manifest):
+        chosen += ", trust_remote_code=True"
     load = f"model = {auto_class}.from_pretrained({literal(repo)}, {chosen})"
     return f"from transformers import {auto_class}\n\n{load}\n"
 
@@ -128,6 +132,11 @@ def population_usage(manifest: Manifest, repo: str) -> str:
     return f"from hf_zoo import Population\n\n{opened}\nprint(population.to_dataframe())\n"
 
 
+def has_own_code(manifest: Manifest) -> bool:
+    """Whether the repo ships the code of its model, which the Auto classes run only when told to."""
+    return _section(_section(manifest.recipe, "model"), "head").get("type") == "mlp"
+
+
 def literal(text: str) -> str:
     """Return text as a Python literal in double quotes."""
     return json.dumps(text)
@@ -135,17 +144,18 @@ def literal(text: str) -> str:
 
 def _mode(manifest: Manifest) -> str:
     """Return PIL's mode for the number of channels the recipe gives the network."""
-    model = manifest.recipe.get("model")
-    config = model.get("config") if isinstance(model, dict) else None
-    config = config if isinstance(config, dict) else {}
-    arguments = config.get("model_args")
-    channels = config.get("num_channels") or (arguments.get("in_chans") if isinstance(arguments, dict) else None)
+    config = _section(_section(manifest.recipe, "model"), "config")
+    channels = config.get("num_channels") or _section(config, "model_args").get("in_chans")
     return "L" if channels == 1 else "RGB"
 
 
 def _example(manifest: Manifest) -> str:
     """Return the tokenizer's arguments: two texts where the data has pairs."""
-    data = manifest.recipe.get("data")
-    pairs = manifest.dataset.get("text_pair") or (isinstance(data, dict) and data.get("text_pair"))
+    pairs = _section(manifest.recipe, "data").get("text_pair") or manifest.dataset.get("path") == "docs-pairs"
     first = '"A sentence to classify."'
-    return f'{first}, "And a second one."' if pairs or str(manifest.dataset.get("path")) == "docs-pairs" else first
+    return f'{first}, "And a second one."' if pairs else first
+
+
+def _section(content: dict[str, Any], key: str) -> dict[str, Any]:
+    section = content.get(key)
+    return section if isinstance(section, dict) else {}
