@@ -466,7 +466,8 @@ def test_a_merge_of_members_on_a_hub_is_published_and_can_be_made_again_from_its
     from hf_zoo.hub.local import FolderHub
 
     with FolderHub(tmp_path / "hub") as hub:
-        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        url = hub.url
+        settings = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
         done = subprocess.run(
             [sys.executable, "-c", ON_A_HUB, str(population), str(tmp_path / "merges")],
             env=os.environ | settings,
@@ -490,7 +491,7 @@ def test_a_merge_of_members_on_a_hub_is_published_and_can_be_made_again_from_its
     assert found["head"]
     assert found["on_the_fly"]
     assert found["classes"] == ["BertModel", "BertForSequenceClassification"]
-    assert found["url"] == f"{hub.url}/org/merge-sst-mnli"
+    assert found["url"] == f"{url}/org/merge-sst-mnli"
 
 
 MEMORY = """
