@@ -1,5 +1,6 @@
 """What an unmodified huggingface_hub sees of the local Hub."""
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from hf_zoo.hub.local import FolderHub
-from hf_zoo.hub.local.store import Store
+from hf_zoo.hub.local.store import Store, regular_file
 
 LARGE = 11 << 20  # above the 10 MiB from which files go through LFS whatever their name
 
@@ -164,7 +165,13 @@ def test_commits_add_copy_and_delete(api):
         api.upload_file(path_or_fileobj=b"", path_in_repo="c", repo_id="org/model")
 
 
-def test_trees_are_paged(api):
+@pytest.fixture
+def careless_disk(monkeypatch):
+    """Do not wait for the disk: these tests need many files, not durable ones."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+def test_trees_are_paged(api, careless_disk):
     api.create_repo("org/many", repo_type="dataset")
     operations = [CommitOperationAdd(f"f/{number:05d}.txt", b"%d" % number) for number in range(1203)]
     api.create_commit("org/many", operations, commit_message="many", repo_type="dataset")
@@ -382,15 +389,16 @@ def test_injected_faults_reach_the_client(local_hub, api):
     assert [request.status for request in local_hub.requests if "/preupload/" in request.path][-2:] == [429, 200]
 
 
-def test_300_repos_are_listed_quickly(tmp_path, hub_api):
+def test_300_repos_are_listed_quickly(tmp_path, hub_api, careless_disk):
     card = "---\nlicense: mit\ntags: [model-zoo, merge]\nbase_model: [zoo/a, zoo/b]\n---\n# x\n" + "word " * 2000
     store = Store(tmp_path / "hub")  # filled directly: 300 pushes would only slow the test down
     for number in range(300):
         repo = store.create_repo("model", f"zoo/m{number:03d}", "a", False)
-        changes = [
-            store.regular_file("README.md", (card + str(number)).encode()),
-            store.regular_file("config.json", b'{"model_type": "bert", "architectures": ["BertForMaskedLM"]}'),
-        ]
+        config = b'{"model_type": "bert", "architectures": ["BertForMaskedLM"]}'
+        with store.objects.batch() as batch:
+            readme = (card + str(number)).encode()
+            changes = [regular_file("README.md", readme, batch), regular_file("config.json", config, batch)]
+            batch.keep()
         store.add_commit(repo, "main", changes, author="a", title="push")
     store.close()
     with FolderHub(tmp_path / "hub") as hub:

@@ -8,7 +8,7 @@ import pytest
 
 from hf_zoo.hub.local.card_check import check_card
 from hf_zoo.hub.local.metadata import Catalogue, front_matter, safetensors_parameters, without_front_matter
-from hf_zoo.hub.local.store import Store
+from hf_zoo.hub.local.store import Store, regular_file
 
 
 @pytest.fixture
@@ -19,7 +19,9 @@ def facts_of(tmp_path):
 
     def facts(files, kind="model"):
         repo = store.create_repo(kind, f"org/r{next(numbers)}", "a", False)
-        changes = [store.regular_file(path, content) for path, content in files.items()]
+        with store.objects.batch() as batch:
+            changes = [regular_file(path, content, batch) for path, content in files.items()]
+            batch.keep()
         commit = store.add_commit(repo, "main", changes, author="a", title="x")
         return Catalogue(store.objects).facts(kind, commit)
 

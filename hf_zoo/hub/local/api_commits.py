@@ -16,8 +16,10 @@ from urllib.parse import urlencode
 from hf_zoo.hub.local import names
 from hf_zoo.hub.local.call import Call
 from hf_zoo.hub.local.card_check import check_card
+from hf_zoo.hub.local.disk import ObjectBatch
 from hf_zoo.hub.local.records import Change, Repo
 from hf_zoo.hub.local.refusal import Refusal
+from hf_zoo.hub.local.store import regular_file
 from hf_zoo.hub.local.wire import Answer, json_answer, parse_object
 
 MAX_REGULAR_BYTES = 10 << 20
@@ -122,13 +124,15 @@ def commit(call: Call) -> Answer:
     call.commit(repo)  # an unknown branch is refused before anything is read
     header: dict[str, Any] = {}
     changes: list[Change] = []
-    for key, value in _operations(call):
-        if key == "header":
-            header = value
-        else:
-            changes.append(_change(call, repo, key, value))
-        if len(changes) > MAX_CHANGES:
-            raise Refusal(413, f"A commit takes at most {MAX_CHANGES} changes; make several.")
+    with call.hub.store.objects.batch() as batch:
+        for key, value in _operations(call):
+            if key == "header":
+                header = value
+            else:
+                changes.append(_change(call, repo, key, value, batch))
+            if len(changes) > MAX_CHANGES:
+                raise Refusal(413, f"A commit takes at most {MAX_CHANGES} changes; make several.")
+        batch.keep()
     title, message, parent = _header(header)
     made = call.hub.store.add_commit(
         repo, call.parts["revision"], changes, author=call.author, title=title, message=message, parent=parent
@@ -201,8 +205,8 @@ def _operations(call: Call) -> Iterator[tuple[str, dict[str, Any]]]:
         yield key, value
 
 
-def _change(call: Call, repo: Repo, key: str, value: dict[str, Any]) -> Change:
-    """Turn one line of a commit into a change; a regular file's content is kept at once."""
+def _change(call: Call, repo: Repo, key: str, value: dict[str, Any], batch: ObjectBatch) -> Change:
+    """Turn one line of a commit into a change."""
     path = names.path(value["path"].rstrip("/") if isinstance(value.get("path"), str) else None)
     if key == "file":
         content = _content(path, value)
@@ -210,7 +214,7 @@ def _change(call: Call, repo: Repo, key: str, value: dict[str, Any]) -> Change:
             errors, _ = check_card(content.decode("utf-8", "replace"), repo.kind)
             if errors:
                 raise Refusal(400, "Invalid metadata in README.md:\n" + "\n".join(f"- {error}" for error in errors))
-        return call.hub.store.regular_file(path, content)
+        return regular_file(path, content, batch)
     if key == "lfsFile":
         size = value.get("size")
         if value.get("algo", "sha256") != "sha256" or not isinstance(size, (int, type(None))):

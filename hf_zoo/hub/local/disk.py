@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -111,12 +111,14 @@ class ObjectStore:
         """Return the object's size in bytes."""
         return self.path(sha256).stat().st_size
 
-    def add(self, content: bytes) -> str:
-        """Keep a small content and return its SHA-256."""
-        sha256 = hashlib.sha256(content).hexdigest()
-        if not self.has(sha256):
-            self.receive([content], sha256, len(content))
-        return sha256
+    @contextmanager
+    def batch(self) -> Generator[ObjectBatch, None, None]:
+        """Yield a batch; contents that are not kept by its end are gone."""
+        batch = ObjectBatch(self, self._incoming)
+        try:
+            yield batch
+        finally:
+            batch.discard()
 
     def receive(self, chunks: Iterable[bytes], sha256: str | None, size: int | None = None) -> Stored:
         """Keep a content that arrives in pieces, once it is what it claims to be.
@@ -146,10 +148,7 @@ class ObjectStore:
                 raise Refusal(400, f"Object {sha256} arrived with SHA-256 {digest.hexdigest()}; upload it again.")
             file.flush()
             os.fsync(file.fileno())
-            target = self.path(digest.hexdigest())
-            make_folder(target.parent)
-            os.replace(path, target)
-        sync_folder(target.parent)
+            self.take({digest.hexdigest(): path})
         return Stored(digest.hexdigest(), received)
 
     @contextmanager
@@ -163,8 +162,60 @@ class ObjectStore:
         finally:
             path.unlink(missing_ok=True)
 
+    def take(self, complete: Mapping[str, Path]) -> None:
+        """Give durable files their places under their digests, durably."""
+        folders = set()
+        for sha256, path in complete.items():
+            target = self.path(sha256)
+            if not target.parent.is_dir():
+                target.parent.mkdir(exist_ok=True)
+                folders.add(self._folder)
+            os.replace(path, target)
+            folders.add(target.parent)
+        for folder in folders:
+            sync_folder(folder)
+
     def all(self) -> Iterator[tuple[str, Path]]:
         """Yield digest and path of every object."""
         for folder in self._folder.iterdir():
             for path in folder.iterdir():
                 yield folder.name + path.name, path
+
+
+class ObjectBatch:
+    """Small contents that are kept together: one wait for the disk in place of one for each.
+
+    Args:
+        objects: Where they go.
+        incoming: Where they lie until then.
+    """
+
+    def __init__(self, objects: ObjectStore, incoming: Path) -> None:
+        self._objects = objects
+        self._incoming = incoming
+        self._written: dict[str, Path] = {}
+
+    def add(self, content: bytes) -> str:
+        """Write a content and return its SHA-256."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        if sha256 not in self._written and not self._objects.has(sha256):
+            path = self._incoming / secrets.token_hex(8)
+            self._written[sha256] = path
+            path.write_bytes(content)
+        return sha256
+
+    def keep(self) -> None:
+        """Make the contents durable; the first file waits for the disk, and most of the others went with it."""
+        for path in self._written.values():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        self._objects.take(self._written)
+        self._written = {}
+
+    def discard(self) -> None:
+        """Forget what was not kept."""
+        for path in self._written.values():
+            path.unlink(missing_ok=True)

@@ -146,35 +146,39 @@ class Connection(BaseHTTPRequestHandler):
         """Serve any method: the application tells them apart."""
         path, _, query = self.path.partition("?")
         body: Body | None = None
-        status, sent = _CLIENT_GONE, 0
         try:
-            try:
-                body = Body(cast("BinaryIO", self.rfile), self.headers)
-                self._guard()
-                self._inject(body, path)
-                answer = self.server.application(
-                    Incoming(self.command, path, parse_fields(query), self.headers, body, self._base())
-                )
-            except Refusal as refusal:
-                answer = refusal_answer(refusal)
-            except OSError as error:
-                if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-                    raise
-                answer = refusal_answer(Refusal(507, f"The Hub's disk is full ({error.strerror}); nothing was kept."))
-            status = answer.status
-            sent = self._send(answer, body)
+            body = Body(cast("BinaryIO", self.rfile), self.headers)
+            answer = self._answer(path, query, body)
+        except Refusal as refusal:
+            answer = refusal_answer(refusal)
         except ClientGone:
             self.close_connection = True
-        except OSError:
+            self.server.log(Request(self.command, path, _CLIENT_GONE, body.received if body else 0, 0))
+            return
+        # Logged first: who has the answer finds its line in the log.
+        sent = 0 if self.command == "HEAD" else answer.length
+        self.server.log(Request(self.command, path, answer.status, body.received if body else 0, sent))
+        try:
+            self._send(answer, body)
+        except (OSError, ClientGone):
             self.close_connection = True
-            logger.debug("%s %s: the client left", self.command, path, exc_info=True)
+            logger.debug("%s %s: the client left before it had its answer", self.command, path, exc_info=True)
+
+    def _answer(self, path: str, query: str, body: Body) -> Answer:
+        """Return what the application, or an injected fault, has to say."""
+        try:
+            self._guard()
+            self._inject(body, path)
+            incoming = Incoming(self.command, path, parse_fields(query), self.headers, body, self._base())
+            return self.server.application(incoming)
+        except (Refusal, ClientGone):
+            raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+                raise Refusal(507, f"The Hub's disk is full ({error.strerror}); nothing was kept.") from error
             # A bug of ours: the client gets a 500 and the server lives on.
             logger.exception("%s %s failed", self.command, path)
-            status = 500
-            sent = self._send(refusal_answer(Refusal(500, f"Internal error of the Hub: {error!r}")), body)
-        finally:
-            self.server.log(Request(self.command, path, status, body.received if body else 0, sent))
+            raise Refusal(500, f"Internal error of the Hub: {error!r}") from error
 
     do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
@@ -207,8 +211,8 @@ class Connection(BaseHTTPRequestHandler):
     def _base(self) -> str:
         return f"http://{self.headers['Host']}"
 
-    def _send(self, answer: Answer, body: Body | None) -> int:
-        """Send an answer and return the bytes of its body; the connection then takes the next request, or ends."""
+    def _send(self, answer: Answer, body: Body | None) -> None:
+        """Send an answer; the connection then takes the next request, or ends."""
         if body is None or not body.nearly_finished:
             self.close_connection = self._linger = True
         self.send_response(answer.status)
@@ -225,7 +229,6 @@ class Connection(BaseHTTPRequestHandler):
         self.wfile.flush()
         if body is not None and not self.close_connection:
             body.discard()
-        return 0 if self.command == "HEAD" else answer.length
 
     def _send_body(self, body: bytes | FilePart) -> None:
         """Send an answer's body; a file goes from the disk to the network without passing through here."""

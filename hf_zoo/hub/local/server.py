@@ -60,6 +60,7 @@ class FolderHub:
         self._store: Store | None = None
         self._listener: Listener | None = None
         self._thread: threading.Thread | None = None
+        self._serving = False
 
     @property
     def url(self) -> str:
@@ -111,13 +112,18 @@ class FolderHub:
     def serve_forever(self) -> None:
         """Serve until the Hub is closed by another thread, or interrupted."""
         self.open()
-        self._require_open().serve_forever(poll_interval=_POLL_SECONDS)
+        self._serving = True
+        try:
+            self._require_open().serve_forever(poll_interval=_POLL_SECONDS)
+        finally:
+            self._serving = False
 
     def close(self) -> None:
         """Stop serving, end open connections and let go of port and folder."""
         if self._listener is not None:
-            if self._thread is not None:
+            if self._serving or self._thread is not None:
                 self._listener.shutdown()
+            if self._thread is not None:
                 self._thread.join()
             self._listener.close_connections()
             self._listener.server_close()

@@ -27,7 +27,7 @@ from typing import Any
 
 from hf_zoo.errors import HubError
 from hf_zoo.hub.local import git, names
-from hf_zoo.hub.local.disk import FolderLock, ObjectStore, make_folder, read_json, sync_folder, write_json
+from hf_zoo.hub.local.disk import FolderLock, ObjectBatch, ObjectStore, make_folder, read_json, sync_folder, write_json
 from hf_zoo.hub.local.records import Change, Commit, Entry, Repo, Tag, apply_changes, now, timestamp
 from hf_zoo.hub.local.refusal import Refusal, repo_not_found, revision_not_found
 
@@ -71,6 +71,7 @@ class Store:
             self.secret = self._read_secret()
             self.objects = ObjectStore(self.folder / "objects", self.incoming)
             self._lock = threading.RLock()
+            self._cache_lock = threading.Lock()
             self._commits: OrderedDict[tuple[str, str], Commit] = OrderedDict()
             self._repos: dict[tuple[str, str], Repo] = {}
             self._garbage = self.folder / "garbage"
@@ -142,10 +143,12 @@ class Store:
                 raise Refusal(409, f"You already created this {kind} repo: {repo_id}")
             home = self._home(kind, repo_id)
             built = self.incoming / secrets.token_hex(8)
-            make_folder(built / "commits")
-            make_folder(built / "lfs")
+            for folder in (built, built / "commits", built / "lfs"):
+                folder.mkdir()
             repo = Repo(kind, repo_id, built, secrets.token_hex(12), timestamp(now()), private, sdk=sdk)
-            change = self.regular_file(".gitattributes", GITATTRIBUTES)
+            with self.objects.batch() as batch:
+                change = regular_file(".gitattributes", GITATTRIBUTES, batch)
+                batch.keep()
             commit = self._write_commit(repo, None, [change], author, "initial commit", "")
             self._change(repo, branches={DEFAULT_BRANCH: commit.id})
             make_folder(home.parent)
@@ -205,7 +208,7 @@ class Store:
     def commit(self, repo: Repo, commit_id: str) -> Commit:
         """Return a commit of the repo by its full id."""
         key = (repo.key, commit_id)
-        with self._lock:
+        with self._cache_lock:
             if key in self._commits:
                 self._commits.move_to_end(key)
                 return self._commits[key]
@@ -261,10 +264,6 @@ class Store:
             self._change(repo, tags={other: tag for other, tag in repo.tags.items() if other != name})
 
     # Commits
-
-    def regular_file(self, path: str, content: bytes) -> Change:
-        """Keep a content that came with its commit and return its change."""
-        return Change(path, self.objects.add(content), len(content), git.blob_id(content))
 
     def lfs_file(self, repo: Repo, path: str, sha256: str, size: int | None) -> Change:
         """Return the change for an object that was uploaded to this repo before."""
@@ -371,7 +370,7 @@ class Store:
             raise repo_not_found(repo.id)
 
     def _remember(self, repo: Repo, commit: Commit) -> Commit:
-        with self._lock:
+        with self._cache_lock:
             self._commits[repo.key, commit.id] = commit
             if len(self._commits) > MAX_CACHED_COMMITS:
                 self._commits.popitem(last=False)
@@ -404,3 +403,8 @@ class Store:
         }
         write_json(repo.folder / "commits" / f"{commit_id}.json", content, self.incoming)
         return self._remember(repo, commit)
+
+
+def regular_file(path: str, content: bytes, batch: ObjectBatch) -> Change:
+    """Return the change for a content that comes with its commit; it is kept when the batch is."""
+    return Change(path, batch.add(content), len(content), git.blob_id(content))
