@@ -14,47 +14,18 @@ from hf_zoo.errors import RecipeError, nearest
 from hf_zoo.recipe.grid import seeds_of
 from hf_zoo.recipe.schema import TrainingSpec, TrainRecipe
 
-# What a recipe says elsewhere, and where.
-SAID_ELSEWHERE = {
-    "output_dir": "output",
-    "seed": "seeds.dropout",
-    "data_seed": "seeds.order",
-    "learning_rate": "training.learning_rate",
-    "weight_decay": "training.weight_decay",
-    "num_train_epochs": "training.epochs",
-    "max_steps": "training.max_steps",
-    "per_device_train_batch_size": "training.batch_size",
-    "per_device_eval_batch_size": "training.eval_batch_size",
-    "gradient_accumulation_steps": "training.accumulation",
-    "optim": "training.optimizer",
-    "lr_scheduler_type": "training.schedule",
-    "warmup_steps": "training.warmup",
-    "max_grad_norm": "training.max_grad_norm",
-    "bf16": "training.precision",
-    "fp16": "training.precision",
-    "report_to": "training.report_to",
-    "save_strategy": "snapshots",
-    "save_steps": "snapshots.every_steps",
-    "save_total_limit": "snapshots.keep_last",
-    "eval_strategy": "training.evaluate_train",
-    "push_to_hub": "publish.namespace",
-    "hub_token": "the environment variable HF_TOKEN",
-    "hub_model_id": "publish.namespace",
-    "remove_unused_columns": "nothing: hf_zoo's tables hold only what is used",
-    "label_names": "nothing: the objective knows its labels",
-}
 SCHEDULES = {"constant": "constant", "linear": "linear", "cosine": "cosine", "one_cycle": "constant"}
 
 
-def training_arguments(recipe: TrainRecipe, folder: Path) -> TrainingArguments:
+def training_arguments(recipe: TrainRecipe, folder: Path | None) -> TrainingArguments:
     """Translate a member's recipe.
 
     Args:
         recipe: The member's own recipe.
-        folder: Folder for what resuming needs.
+        folder: Folder for what resuming needs; null for a check without a run.
 
     Raises:
-        RecipeError: If `training.arguments` names something unknown, or something the recipe says elsewhere.
+        RecipeError: If `training.arguments` names something unknown, which the recipe's own rules cannot know.
     """
     spec, seeds = recipe.training, seeds_of(recipe)
     _check_further(recipe.name, spec.arguments)
@@ -62,7 +33,7 @@ def training_arguments(recipe: TrainRecipe, folder: Path) -> TrainingArguments:
     if schedule == "constant" and spec.warmup and spec.schedule != "one_cycle":
         schedule = "constant_with_warmup"
     values: dict[str, Any] = {
-        "output_dir": str(folder),
+        "output_dir": str(folder) if folder is not None else None,
         "seed": seeds["dropout"],
         "data_seed": seeds["order"],
         "num_train_epochs": spec.epochs,
@@ -108,12 +79,11 @@ def optimizer_choice(spec: TrainingSpec) -> tuple[type[torch.optim.Optimizer], d
 
 def _check_further(source: str, arguments: dict[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(TrainingArguments)]
-    mistakes = []
-    for name in arguments:
-        if name in SAID_ELSEWHERE:
-            mistakes.append(f"training.arguments.{name}: say it with {SAID_ELSEWHERE[name]} instead")
-        elif name not in known:
-            mistakes.append(f"training.arguments.{name}: TrainingArguments has no such field{nearest(name, known)}")
+    mistakes = [
+        f"training.arguments.{name}: TrainingArguments has no such field{nearest(name, known)}"
+        for name in arguments
+        if name not in known
+    ]
     if mistakes:
         raise RecipeError(source, mistakes)
 

@@ -78,15 +78,11 @@ def train_population(recipe: TrainRecipe, listener: Listener) -> Outcome:
         _write_index(recipe, folder)
     if PartialState().is_main_process:
         listener.begin(folder, plans, len(plans) - len(waiting))
-    # The Trainer collects garbage once a member, which keeps memory flat; without this it would look through everything
-    # the libraries hold each time, two thirds of a second.
-    gc.freeze()
     failures: dict[str, str] = {}
-    for plan in waiting:
-        _train_one(plan, folder, recipe.name, listener, failures)
+    with _cheap_collections():
+        for plan in waiting:
+            _train_one(plan, folder, recipe.name, listener, failures)
     PartialState().wait_for_everyone()
-    if not waiting:
-        return Outcome(Population.open(folder))
     return Outcome(Population.open(folder), failures)
 
 
@@ -164,6 +160,20 @@ def _write_index(recipe: TrainRecipe, folder: Path) -> None:
         "members": members,
     }
     write_json(folder / POPULATION_FILE, content)
+
+
+@contextmanager
+def _cheap_collections() -> Iterator[None]:
+    """Keep what the libraries hold out of garbage collections.
+
+    The Trainer collects once a member, which keeps memory flat; each time it would look through everything the libraries
+    hold, two thirds of a second.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

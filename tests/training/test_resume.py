@@ -1,26 +1,53 @@
 """A killed run, run again, is the run that was never killed: the same bytes in every file."""
 
 import pytest
-from conftest import KINDS, Quiet, bytes_of, kill_at, make_recipe
+from runs import KINDS, Quiet, bytes_of, kill_at, make_recipe
 
 from hf_zoo.population import Member
+from hf_zoo.recipe.schema import FinetuneRecipe
 from hf_zoo.training.engine import train_population
+
+# An epoch has 6 steps (of texts a few more). Kept are every fourth step, the ends of epochs and the best of them.
+SNAPSHOTS = {"every_steps": 4, "every_epochs": 1, "best": "validation_loss"}
 
 
 def run(recipe):
     return train_population(recipe, Quiet()).population
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("step", [1, 3, 7])
-def test_a_killed_run_resumes_to_the_same_bytes(kind, step, tmp_path):
-    # An epoch has 6 steps (2 for text cut into pieces has its own number); kept are steps 2, 4, ... and both epochs.
-    snapshots = {"every_steps": 2, "every_epochs": 1, "best": "validation_loss"}
-    whole = run(make_recipe(kind, tmp_path / "whole", snapshots=snapshots))
-    killed = make_recipe(kind, tmp_path / "killed", snapshots=snapshots)
-    kill_at(killed, step)
-    assert Member.open(tmp_path / "killed" / "zoo" / "zoo-000").manifest.status == "training"
-    resumed = run(killed)
-    expected, got = bytes_of(whole.folder), bytes_of(resumed.folder)
+@pytest.fixture(scope="module", params=KINDS)
+def whole(request, tmp_path_factory):
+    """A kind, and the files of a run that was never interrupted."""
+    output = tmp_path_factory.mktemp(request.param)
+    return request.param, bytes_of(run(make_recipe(request.param, output, snapshots=SNAPSHOTS)).folder)
+
+
+@pytest.mark.parametrize("step", [1, 5, 7])  # before any checkpoint, between two, just after an epoch
+def test_a_killed_run_resumes_to_the_same_bytes(whole, step, tmp_path):
+    kind, expected = whole
+    recipe = make_recipe(kind, tmp_path, snapshots=SNAPSHOTS)
+    kill_at(recipe, step)
+    assert Member.open(tmp_path / "zoo" / "zoo-000").manifest.status == "training"
+    got = bytes_of(run(recipe).folder)
     assert got.keys() == expected.keys()
     assert [name for name in expected if expected[name] != got[name]] == []
+
+
+def test_a_run_killed_twice_and_an_adapter_resume_too(tmp_path):
+    base = run(make_recipe("bert", tmp_path / "base")).folder / "zoo-000"
+    keys = {
+        "recipe_class": FinetuneRecipe,
+        "objective": "sequence_classification",
+        "parent": str(base),
+        "model": {"adapter": {"rank": 2, "dropout": 0.1, "target_modules": ["query", "value"]}},
+        "data": {"path": "docs-sentences", "num_train": 96, "num_eval": 32, "max_length": 32},
+        "snapshots": SNAPSHOTS,
+    }
+    expected = bytes_of(run(make_recipe("bert", tmp_path / "whole", **keys)).folder)
+    recipe = make_recipe("bert", tmp_path / "killed", **keys)
+    kill_at(recipe, 5)
+    kill_at(recipe, 9)
+    got = bytes_of(run(recipe).folder)
+    assert got.keys() == expected.keys()
+    assert [name for name in expected if expected[name] != got[name]] == []
+    assert "zoo-000/adapter_model.safetensors" in got

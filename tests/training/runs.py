@@ -3,12 +3,10 @@
 import os
 import signal
 
-import pytest
 import torch
 
-from hf_zoo.errors import TrainingError
 from hf_zoo.recipe.loader import build_recipe
-from hf_zoo.recipe.schema import FinetuneRecipe, PretrainRecipe
+from hf_zoo.recipe.schema import PretrainRecipe
 from hf_zoo.training.engine import train_population
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -77,7 +75,6 @@ def kill_at(recipe, step):
 
 def bytes_of(folder):
     """Return the content of every file below a folder."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-__all__ = ["FinetuneRecipe", "TrainingError", "pytest"]
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
