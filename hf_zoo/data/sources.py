@@ -122,13 +122,13 @@ def _load(spec: DataSpec) -> tuple[Mapping[str, datasets.Dataset], dict[str, Any
 def _read_local(path: Path, spec: DataSpec) -> Mapping[str, datasets.Dataset]:
     import datasets
 
-    files = {path.stem: [path]} if path.is_file() else _split_files(path)
+    if spec.name or spec.revision:
+        raise DataError(f"{path} is on disk: local data has no data.name and no data.revision")
     if path.is_file() and path.suffix not in BUILDERS:
         raise DataError(
             f"{path}: hf_zoo reads {', '.join(BUILDERS)} files, not {path.suffix or 'files without suffix'}"
         )
-    if path.is_file():
-        files = {spec.train_split: [path]}
+    files = {spec.train_split: [path]} if path.is_file() else _split_files(path)
     if (path / "dataset_dict.json").is_file():
         return _reading(path, lambda: datasets.load_from_disk(str(path)))
     if (path / "state.json").is_file():
@@ -197,10 +197,12 @@ def _load_hub(spec: DataSpec) -> Mapping[str, datasets.Dataset]:
             f"{nearest(spec.path, list(EMBEDDED))}: if it is private, log in with `hf auth login` or set HF_TOKEN"
         ) from error
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        reason = "the Hub is switched off (HF_HUB_OFFLINE) and it is not in the cache" if offline else f"{error}"
+        reason = "the Hub is switched off (HF_HUB_OFFLINE) and it is not in the cache" if offline else str(error)
         raise DataError(
-            f"{where}: cannot be loaded from {constants.ENDPOINT}: {reason}. Local files and the embedded sets "
-            f"({', '.join(EMBEDDED)}) need no network; set HF_HUB_OFFLINE=1 to use a copy loaded before"
+            f"{where}: no such file or folder, and it cannot be loaded from {constants.ENDPOINT}"
+            f"{nearest(spec.path, list(EMBEDDED))}: {reason}. "
+            f"Local files and the embedded sets ({', '.join(EMBEDDED)}) need no network"
+            + ("" if offline else "; HF_HUB_OFFLINE=1 takes a copy loaded before")
         ) from error
     except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}: {error}") from error
