@@ -1,5 +1,6 @@
 """Reading from a Hub, and every failure of one as a message that says what to do."""
 
+import shutil
 import socket
 
 import httpx2
@@ -202,3 +203,16 @@ def test_names_the_hub_refuses(name):
         check_repo_name("org", name)
     with pytest.raises(HubError, match="Hub accepts"):
         check_repo_name(name, "model")
+
+
+def test_what_was_pushed_since_is_seen(report, api, zoo, tmp_path):
+    before = Member.open("org/zoo-r-000")
+    shutil.copytree(zoo, tmp_path / "zoo-r")
+    Manifest.read(tmp_path / "zoo-r/zoo-r-000").replace(description="Pushed again.").write(
+        tmp_path / "zoo-r/zoo-r-000"
+    )
+    publish_population(tmp_path / "zoo-r", PublishSpec(namespace="org"))
+    after = Member.open("org/zoo-r-000")
+    assert after.manifest.description == "Pushed again."
+    assert after.commit != before.commit
+    assert fetch_manifest("org/zoo-r-000", before.commit)[0] == before.manifest
