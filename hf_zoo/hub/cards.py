@@ -173,7 +173,7 @@ def _member_values(manifest: Manifest, repo: str, revision: str | None) -> dict[
         "population_usage": fence(population_usage(manifest, repo), "python") if manifest.population else "",
         "factors": _pairs("Factor", "Value", manifest.factors),
         "results": _records_table(records),
-        "thinned": thinned,
+        "results_note": " ".join(_results_notes(manifest.results) + ([thinned] if thinned else [])),
         "final": _final_table(manifest.metrics),
         "picture": has_picture(manifest) and not revision,
     }
@@ -298,6 +298,17 @@ def _thinned(results: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]
     places = sorted({round(place * last / (MOST_ROWS - 1)) for place in range(MOST_ROWS)})
     kept = [results[place] for place in places]
     return kept, f"{len(kept)} of {len(results)} records are shown; all are in `results.jsonl`."
+
+
+def _results_notes(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what a reader must know of the records, as far as it concerns them."""
+    keys = {key for record in results for key in record}
+    notes = ["The first record is of the untrained network."] if results and not results[0].get("step") else []
+    if any(key.startswith("train_") for key in keys):
+        notes.append("Train figures are measured on clean samples at the end of the epoch.")
+    if "running_loss" in keys:
+        notes.append("The running loss is the mean over the epoch, as it was trained.")
+    return notes
 
 
 def _records_table(records: Sequence[dict[str, Any]]) -> str:
