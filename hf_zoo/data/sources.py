@@ -169,7 +169,14 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
 
     try:
         return read()
-    except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except (
+        datasets.exceptions.DatasetsError,
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+    ) as error:
         cause = error.__cause__ or error
         raise DataError(f"{path}: cannot be read: {cause}") from error
 

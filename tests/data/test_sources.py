@@ -172,7 +172,7 @@ def test_mixed_kinds_and_empty_splits_are_refused(folder):
     (folder / "extra.csv").unlink()
     empty = dataset({"text": [], "label": []})
     datasets.DatasetDict(train=dataset(), dev=empty).save_to_disk(folder / "saved")
-    with pytest.raises(DataError, match=r"split 'dev' \(data\.validation_split\) is empty"):
+    with pytest.raises(DataError, match="saved: cannot be read"):
         load_splits(spec_of(folder / "saved", validation_split="dev"))
     empty.to_parquet(folder / "dev.parquet")
     with pytest.raises(DataError, match="cannot be read: .*dev.* no data"):
