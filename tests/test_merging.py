@@ -341,36 +341,65 @@ def test_a_folder_that_is_no_merge_is_not_touched(population):
     assert (folder / "mine.txt").read_text() == "mine"
 
 
-def test_vision_members_whose_names_differ_on_disk_keep_their_heads(tmp_path):
-    folders = []
+def make_vit(num_labels):
+    config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=num_labels, **BODY)
+    return transformers.ViTForImageClassification(config), "vit.", "classifier.weight"
+
+
+def make_vit_with_perceptron(num_labels):
+    from hf_zoo.models import mlp_head
+
+    classifier = {"model_type": "vit", "image_size": 8, "patch_size": 4, "num_channels": 1, **BODY}
+    config = mlp_head.MlpHeadConfig(classifier=classifier, hidden=[6], num_labels=num_labels)
+    return mlp_head.MlpHeadForImageClassification(config), "inner.vit.", "inner.classifier.2.weight"
+
+
+def make_timm(num_labels):
+    config = transformers.TimmWrapperConfig(architecture="resnet10t", num_labels=num_labels)
+    return transformers.TimmWrapperForImageClassification(config), "", "timm_model.fc.weight"
+
+
+@pytest.mark.parametrize(
+    ("make", "trunk_class", "absent"),
+    [
+        # On disk ViT's tensors have other names than in memory, and its classifiers have no pooler.
+        (make_vit, "ViTModel", {"pooler.dense.weight", "pooler.dense.bias"}),
+        (make_vit_with_perceptron, "ViTModel", {"pooler.dense.weight", "pooler.dense.bias"}),
+        (make_timm, "TimmWrapperModel", set()),
+    ],
+)
+def test_vision_members_share_a_trunk_and_keep_their_heads(tmp_path, make, trunk_class, absent):
+    members, folders = [], []
     for index, task in enumerate(("upper", "lower")):
         torch.manual_seed(index)
-        config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=index + 2, **BODY)
+        model, prefix, head = make(index + 2)
+        model.save_pretrained(tmp_path / task)
+        members.append(model)
         folders.append(tmp_path / task)
-        transformers.ViTForImageClassification(config).save_pretrained(folders[-1])
         Manifest(name=task, status="finished", objective="image_classification", task=task).write(folders[-1])
     recipe = MergeRecipe(
         members=tuple(str(folder) for folder in folders), output=str(tmp_path / "merges"), evaluate=False
     )
     outcome = run_merge(recipe)
     trunk, info = transformers.AutoModel.from_pretrained(outcome.folder, output_loading_info=True)
-    pooler = {"pooler.dense.weight", "pooler.dense.bias"}  # ViT classifiers have none
-    assert set(info["missing_keys"]) == pooler
-    assert set(outcome.manifest.loading["absent from the trunk, as the members have none"]) == pooler
-    members = [transformers.ViTForImageClassification.from_pretrained(folder) for folder in folders]
-    wanted = [member.vit.state_dict() for member in members]
+    assert type(trunk).__name__ == trunk_class
+    assert set(info["missing_keys"]) == absent
+    assert not info["unexpected_keys"]
+    assert set(outcome.manifest.loading.get("absent from the trunk, as the members have none", [])) == absent
+    states = [member.state_dict() for member in members]
     for name, tensor in trunk.state_dict().items():
-        if name not in pooler:
-            torch.testing.assert_close(tensor, (wanted[0][name] + wanted[1][name]) / 2)
-    for member, task in zip(members, ("upper", "lower"), strict=True):
+        if name not in absent and tensor.is_floating_point():
+            torch.testing.assert_close(tensor, (states[0][prefix + name] + states[1][prefix + name]) / 2)
+    for state, task in zip(states, ("upper", "lower"), strict=True):
         model, info = transformers.AutoModelForImageClassification.from_pretrained(
             outcome.folder, subfolder=task, output_loading_info=True
         )
         assert not any(info.values())
-        torch.testing.assert_close(model.classifier.weight, member.classifier.weight, rtol=0, atol=0)
-        torch.testing.assert_close(
-            model.vit.layers[1].attention.q_proj.weight, trunk.layers[1].attention.q_proj.weight, rtol=0, atol=0
-        )
+        merged = model.state_dict()
+        torch.testing.assert_close(merged[head], state[head], rtol=0, atol=0)
+        for name, tensor in trunk.state_dict().items():
+            if name not in absent:
+                torch.testing.assert_close(merged[prefix + name], tensor, rtol=0, atol=0)
 
 
 def write_recipe(path, population, **changes):
