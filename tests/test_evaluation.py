@@ -289,7 +289,7 @@ def test_two_processes_share_the_samples_and_agree_with_one(table, tmp_path):
     program.write_text(SHARED_PROGRAM)
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"),
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"),
             *(str(program), str(Path(__file__).resolve().parent.parent)),
         ],
         capture_output=True,
