@@ -15,6 +15,8 @@ from hf_zoo.recipe.schema import PublishSpec
 if TYPE_CHECKING:
     from hf_zoo.hub.publish import PublishReport
 
+MOST_NAMED = 5
+
 HELP = """usage: hf-zoo publish FOLDER namespace=ORG [key=value ...]
 
 Push a population, one member or a merge to the Hub of HF_ENDPOINT (default https://huggingface.co), with the token of
@@ -59,8 +61,11 @@ def publish_folder(folder: Path, spec: PublishSpec) -> PublishReport:
         HubError: If something could not be published.
         PopulationError: If the folder holds none of these.
     """
+    from huggingface_hub.utils import disable_progress_bars
+
     from hf_zoo.hub.publish import publish_member, publish_population
 
+    disable_progress_bars()  # a bar a file of every member at once hides what is going on
     if (folder / POPULATION_FILE).is_file():
         report = publish_population(folder, spec, _show_progress)
     elif (folder / MANIFEST_FILE).is_file():
@@ -120,11 +125,17 @@ def _table(report: PublishReport) -> str:
     titles = "  ".join(cell.ljust(width) for cell, width in zip(header, widths, strict=True)).rstrip()
     lines = [titles, "  ".join("-" * width for width in widths), *lines]
     if report.waiting:
-        lines.append(f"not finished, so not published: {', '.join(report.waiting)}")
+        lines.append(f"not finished, so not published: {_some(report.waiting)}")
     if report.left_out:
-        lines.append(f"not part of a repo: {', '.join(report.left_out)}")
+        lines.append(f"not part of a repo: {_some(report.left_out)}")
     lines.append(f"{len(report.commits)} commits, {report.uploaded_files} files sent: {report.url}")
     return "\n".join(lines)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 if __name__ == "__main__":

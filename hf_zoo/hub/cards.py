@@ -31,6 +31,7 @@ CARD_FILE = "README.md"
 PICTURE_FILE = "learning_curve.png"
 _FIRST_COLUMNS = ("epoch", "step", "learning_rate", "running_loss")
 MOST_ROWS = 25
+MOST_COLUMNS = 12
 MOST_LABELS = 20
 MOST_NAMES = 12
 
@@ -284,7 +285,8 @@ def _fact(value: Any) -> str:
         more = f" and {len(value) - MOST_LABELS} more" if len(value) > MOST_LABELS else ""
         return f"{len(value)}: {shown}{more}" if value else "none"
     if isinstance(value, dict) and value:
-        return ", ".join(f"{sentence(_words(key))} {_fact(item)}" for key, item in value.items() if item is not None)
+        items = sorted(value.items(), key=lambda pair: SPLITS.index(pair[0]) if pair[0] in SPLITS else len(SPLITS))
+        return ", ".join(f"{sentence(_words(key))} {_fact(item)}" for key, item in items if item is not None)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return number(value)
     return code(_plain(value))
@@ -306,6 +308,8 @@ def _results_notes(results: Sequence[dict[str, Any]]) -> list[str]:
     notes = ["The first record is of the untrained network."] if results and not results[0].get("step") else []
     if any(key.startswith("train_") for key in keys):
         notes.append("Train figures are measured on clean samples at the end of the epoch.")
+    if len(_columns(results)) < len(keys):
+        notes.append("All metrics are in `results.jsonl`.")
     if "running_loss" in keys:
         notes.append("The running loss is the mean over the epoch, as it was trained.")
     return notes
@@ -314,9 +318,18 @@ def _results_notes(results: Sequence[dict[str, Any]]) -> list[str]:
 def _records_table(records: Sequence[dict[str, Any]]) -> str:
     if not records:
         return ""
-    keys = sorted({key for record in records for key in record}, key=_column_order)
+    keys = _columns(records)
     rows = [[_measured(record.get(key)) for key in keys] for record in records]
     return table([sentence(_words(key)) for key in keys], rows, numeric=range(len(keys)))
+
+
+def _columns(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the records' keys in order; of very many only loss and main metric of each split."""
+    keys = sorted({key for record in records for key in record}, key=_column_order)
+    if len(keys) <= MOST_COLUMNS:
+        return keys
+    shown = {"loss", main_metric(records)}
+    return [key for key in keys if key.partition("_")[0] not in SPLITS or key.partition("_")[2] in shown]
 
 
 def _column_order(key: str) -> tuple[int, int, str]:

@@ -96,7 +96,7 @@ def usage(manifest: Manifest, repo: str) -> str:
         auto_class=manifest.auto_class or "AutoModel",
         repo=literal(repo),
         options=", trust_remote_code=True" if has_own_code(manifest) else "",
-        mode=literal(_mode(manifest)),
+        mode=_mode(manifest),
         example=_example(manifest),
     )
 
@@ -143,10 +143,12 @@ def literal(text: str) -> str:
 
 
 def _mode(manifest: Manifest) -> str:
-    """Return PIL's mode for the number of channels the recipe gives the network."""
+    """Return PIL's mode for the channels the recipe gives the network, or Python that asks the processor for it."""
     config = _section(_section(manifest.recipe, "model"), "config")
     channels = config.get("num_channels") or _section(config, "model_args").get("in_chans")
-    return "L" if channels == 1 else "RGB"
+    if channels is None:  # taken from the data
+        return '"L" if len(processor.image_mean) == 1 else "RGB"'
+    return literal("L" if channels == 1 else "RGB")
 
 
 def _example(manifest: Manifest) -> str:

@@ -106,6 +106,24 @@ def test_long_results_are_thinned_and_say_so():
     assert "records are shown" not in render_card(member(results=records(MOST_ROWS - 1)))
 
 
+def test_wide_results_keep_the_columns_that_matter():
+    more = {f"{split}_{name}": 0.5 for split in ("train", "validation", "test") for name in ("f1", "top5", "accuracy")}
+    card = render_card(member(results=tuple(record | more for record in records(2))))
+    header = rows_of(card, "![Learning curve]")[0]
+    assert header == ["epoch", "step", "learning rate", *(
+        f"{split} {name}" for split in ("train", "validation", "test") for name in ("loss", "accuracy")
+    )]  # fmt: skip
+    assert "All metrics are in `results.jsonl`." in card
+    assert "All metrics" not in render_card(member())
+
+
+def test_the_notes_speak_of_what_is_there():
+    assert "The running loss is" not in render_card(member())
+    assert "The running loss is" in render_card(member(results=({"epoch": 1, "step": 5, "running_loss": 2.0},) * 2))
+    assert "untrained" not in render_card(member(results=({"epoch": 1, "step": 5, "running_loss": 2.0},) * 2))
+    assert "How its weights began:" in render_card(member(parents=(), loading={"init": "default"}))
+
+
 def test_what_is_not_finite_is_shown_but_not_claimed():
     metrics = {"validation_accuracy": math.nan, "test_accuracy": math.inf, "test_loss": 1.5}
     manifest = member(metrics=metrics, results=({"epoch": 0, "train_loss": 2.0}, {"epoch": 1, "train_loss": math.nan}))

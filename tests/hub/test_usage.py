@@ -37,6 +37,8 @@ def test_the_snippet_of_an_image_classifier_runs(tmp_path, monkeypatch, capsys):
     Image.new("RGB", (20, 30), "red").save(tmp_path / "picture.png")
     run(snippets_of(render_card(member(), str(tmp_path)))[0], tmp_path, monkeypatch)
     assert capsys.readouterr().out.strip() in {"zero", "one"}
+    run(snippets_of(render_card(member(recipe={}), str(tmp_path)))[0], tmp_path, monkeypatch)
+    assert capsys.readouterr().out.strip() in {"zero", "one"}
     names = run(snippets_of(render_card(member(objective="contrastive"), str(tmp_path)))[0], tmp_path, monkeypatch)
     assert names["features"].shape == (1, 2)
 
