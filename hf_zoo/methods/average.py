@@ -45,9 +45,9 @@ class Average(TensorwiseMethod):
         """
         super().check(inputs)
         if self.weights is not None and len(self.weights) != len(inputs.members):
-            names = [member.source for member in inputs.members]
+            given, names = len(self.weights), [member.source for member in inputs.members]
             raise MergeError(
-                f"average needs one weight a member: got {len(self.weights)} for {len(names)} members: {', '.join(names)}"
+                f"average needs one weight a member: got {given} for {len(names)} members: {', '.join(names)}"
             )
 
     def combine(self, tensors: MemberTensors) -> Tensor:
