@@ -233,7 +233,7 @@ def _merge_summary(manifest: Manifest) -> str:
         f" {code(manifest.method.get('name', 'an unknown method'))}, without further training."
     )
     if manifest.population:
-        text += f" They come from {_population_link(manifest.population)}."
+        text += f" Its parts come from {_population_link(manifest.population)}."
     return text
 
 
@@ -286,7 +286,8 @@ def _fact(value: Any) -> str:
         return f"{len(value)}: {shown}{more}" if value else "none"
     if isinstance(value, dict) and value:
         items = sorted(value.items(), key=lambda pair: SPLITS.index(pair[0]) if pair[0] in SPLITS else len(SPLITS))
-        return ", ".join(f"{sentence(_words(key))} {_fact(item)}" for key, item in items if item is not None)
+        separator = "; " if any(isinstance(item, list | dict) for _, item in items) else ", "
+        return separator.join(f"{sentence(_words(key))} {_fact(item)}" for key, item in items if item is not None)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return number(value)
     return code(_plain(value))
