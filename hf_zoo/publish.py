@@ -35,11 +35,11 @@ HF_TOKEN or `hf auth login`. What is there already is not sent again: run the sa
 def main(arguments: Sequence[str] | None = None) -> int:
     """Publish a folder and return the exit status: 2 when something could not be published."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or {"-h", "--help"} & set(given):
-        print(HELP)
-        return 0 if given else 2
 
     def body() -> int:
+        if not given or {"-h", "--help"} & set(given):
+            print(HELP)
+            return 0 if given else 2
         folder, spec = _read(given)
         publish_folder(folder, spec)
         return 0
