@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -317,9 +317,3 @@ def _check_length(tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
         raise DataError(f"data.max_length is {max_length}, it must be at least {MIN_PIECE + 2}")
     if tokenizer.pad_token_id is None:
         raise DataError(f"{type(tokenizer).__name__} has no padding token, which batches of texts need")
-
-
-def iterate_text(dataset: Any, columns: Sequence[str]) -> Iterator[str]:
-    """Yield every text of some columns, for a tokenizer to be trained on."""
-    for column in columns:
-        yield from dataset[column]
