@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -20,6 +20,7 @@ from hf_zoo.heads import head_names, prefix_of, trunk_module, trunk_names
 from hf_zoo.recipe.grid import seeds_of
 from hf_zoo.recipe.schema import AdapterSpec, ModelSpec, TrainRecipe
 from hf_zoo.seeding import seeded
+from hf_zoo.structure import class_of
 
 AUTO_CLASSES = {
     "image_classification": "AutoModelForImageClassification",
@@ -130,8 +131,8 @@ def _config(recipe: TrainRecipe, demands: Demands, parent: Path | None) -> PreTr
     longest = getattr(config, "max_position_embeddings", None)
     if demands.max_length and longest and demands.max_length > longest:
         raise ModelError(
-            f"data.max_length is {demands.max_length}, but {_type_name(config)} has positions for {longest}: lower it, "
-            "or raise model.config.max_position_embeddings"
+            f"data.max_length is {demands.max_length}, but {_type_name(config)} has positions for {longest}: "
+            "lower it, or raise model.config.max_position_embeddings"
         )
     return config
 
@@ -199,7 +200,7 @@ def _timm_config(spec: ModelSpec, demands: Demands) -> PreTrainedConfig:
         "crop_pct": 1.0,
         "num_classes": demands.num_outputs,
     }
-    return transformers.TimmWrapperConfig(architecture=name, model_args=arguments, pretrained_cfg=pretrained)
+    return AutoConfig.for_model("timm_wrapper", architecture=name, model_args=arguments, pretrained_cfg=pretrained)
 
 
 def _instantiate(recipe: TrainRecipe, config: PreTrainedConfig) -> PreTrainedModel:
@@ -237,14 +238,15 @@ def _mlp_head_config(recipe: TrainRecipe, config: PreTrainedConfig) -> PreTraine
 
 def _restore_timm_init(model: PreTrainedModel) -> None:
     """Give timm networks timm's own initial weights, which the wrapper overwrites with its generic scheme."""
-    if not hasattr(model, "timm_model"):
+    net = getattr(model, "timm_model", None)
+    if net is None:
         return
     import timm
 
     config = model.config
     arguments = config.model_args or {}
     own = timm.create_model(config.architecture, num_classes=config.num_labels, **arguments)
-    model.timm_model.load_state_dict(own.state_dict())
+    net.load_state_dict(own.state_dict())
 
 
 def _initialise(model: nn.Module, scheme: str, modules: list[tuple[str, nn.Module]]) -> None:
@@ -329,18 +331,9 @@ def _load_trunk(model: PreTrainedModel, folder: Path, recipe: TrainRecipe) -> di
 
 
 def _open_parent(folder: Path, recipe: TrainRecipe) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(folder)
-    names = list(config.architectures or [])
-    if config.model_type == "zoo_mlp_head":
-        from hf_zoo.models import mlp_head as home
-    else:
-        home = transformers  # type: ignore[assignment]
-    architecture = getattr(home, names[0], None) if names else None
-    if architecture is None:
-        raise ModelError(
-            f"parent {recipe.parent}: its config names no class that can load it (architectures: {names})"
-        )
-    model, info = architecture.from_pretrained(folder, output_loading_info=True)
+    model_class, _ = class_of(folder)
+    loaded: Any = model_class.from_pretrained(folder, output_loading_info=True)
+    model, info = loaded
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong:
         raise ModelError(f"parent {recipe.parent}: weights and config disagree on {', '.join(wrong[:5])}")
@@ -416,7 +409,7 @@ def _adapt(model: PreTrainedModel, spec: AdapterSpec, fresh: list[str]) -> PreTr
         modules_to_save=whole,
         exclude_modules=whole,
     )
-    return get_peft_model(model, config)
+    return cast(PreTrainedModel, get_peft_model(model, config))  # it answers like one
 
 
 def _child_of(model: PreTrainedModel, name: str) -> str:

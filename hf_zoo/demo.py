@@ -1,4 +1,4 @@
-"""`make demo`: the main job on this machine: train, publish to a local Hub, merge, load with the stock Auto classes."""
+"""`make demo`: the main job on this machine: train, publish to a local Hub, merge, load with stock Auto classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from transformers import AutoModel, AutoModelForImageClassification, AutoModelFo
 vit = AutoModel.from_pretrained("org/zoo-vit-042")
 early = AutoModelForImageClassification.from_pretrained("org/zoo-vit-042", revision="epoch-001")
 print(f'AutoModel.from_pretrained("org/zoo-vit-042")  {type(vit).__name__}, {vit.num_parameters():,} parameters')
-print(f'AutoModelForImageClassification.from_pretrained("org/zoo-vit-042", revision="epoch-001")  {type(early).__name__}')
+print(f'AutoModelForImageClassification.from_pretrained("org/zoo-vit-042", revision="epoch-001")  '
+      f'{type(early).__name__}')
 trunk = AutoModel.from_pretrained("org/merge-sst-mnli")
 print(f'AutoModel.from_pretrained("org/merge-sst-mnli")  {type(trunk).__name__}')
 tokenizer = AutoTokenizer.from_pretrained("org/merge-sst-mnli")

@@ -15,7 +15,6 @@ from hf_zoo.recipe.schema import TrainRecipe
 
 if TYPE_CHECKING:
     from hf_zoo.population import Manifest, Population
-    from hf_zoo.training.estimate import Estimate
 
 HELP = """usage: hf-zoo {verb} RECIPE [key.path=value ...] [--dry-run]
 
@@ -46,7 +45,7 @@ def run_training(verb: str, recipe_class: type[TrainRecipe], arguments: Sequence
 def _dry_run(recipe: TrainRecipe) -> int:
     from hf_zoo.training.estimate import estimate
 
-    _quieten()
+    quieten()
     plans = select(expand(recipe), recipe.members)
     costs = estimate(plans)
     rows = []
@@ -57,7 +56,8 @@ def _dry_run(recipe: TrainRecipe) -> int:
                      "steps": cost.num_steps, "snapshots": cost.num_snapshots, "MiB": size})  # fmt: skip
     print(format_table(rows))
     print(
-        f"{len(plans)} members in {Path(recipe.output) / recipe.name}, {costs.num_bytes / 2**20:.1f} MiB; nothing was done"
+        f"{len(plans)} members in {Path(recipe.output) / recipe.name}, {costs.num_bytes / 2**20:.1f} MiB; "
+        "nothing was done"
     )
     return 0
 
@@ -67,7 +67,7 @@ def _train(recipe: TrainRecipe) -> int:
 
     from hf_zoo.training.engine import train_population
 
-    _quieten()
+    quieten()
     outcome = train_population(recipe, Bars())
     if not PartialState().is_main_process:
         return 1 if outcome.failures else 0
@@ -174,8 +174,8 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _quieten() -> None:
-    """Leave the screen to our own bars."""
+def quieten() -> None:
+    """Silence the libraries: the screen belongs to our own bars and tables."""
     import logging
 
     import datasets

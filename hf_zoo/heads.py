@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
@@ -15,7 +17,7 @@ def trunk_module(model: nn.Module) -> nn.Module:
     return stock_model(model).base_model
 
 
-def stock_model(model: nn.Module) -> PreTrainedModel:
+def stock_model(model: Any) -> PreTrainedModel:
     """Return the library's own model behind an adapter or a multi-layer head."""
     if hasattr(model, "get_base_model"):  # peft
         model = model.get_base_model()

@@ -38,10 +38,10 @@ def _run(arguments: list[str]) -> int:
         print(HELP)
         return 0
     recipe = load_recipe(source, MergeRecipe, overrides)
-    from hf_zoo.display import format_table
+    from hf_zoo.display import format_table, quieten
     from hf_zoo.merging import plan_merge, results_table, run_merge
 
-    _quieten()
+    quieten()
     if "--dry-run" in flags:
         return _show(plan_merge(recipe))
     outcome = run_merge(recipe)
@@ -65,15 +65,6 @@ def _show(plan: MergePlan) -> int:
     heads = f"one a task ({', '.join(plan.tasks)})" if plan.heads_apart else "merged"
     print(f"{plan.method.name()} into {plan.folder}, heads {heads}; nothing was done")
     return 0
-
-
-def _quieten() -> None:
-    import datasets
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,15 @@ from hf_zoo.files import json_text, weights_digest
 from hf_zoo.ingredients import Ingredient, check_one_label_space, check_one_trunk, open_ingredient
 from hf_zoo.methods.base import MergeInputs, Method, Need, make_method
 from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Member, Parent, Population
-from hf_zoo.recipe.grid import canonical, differences, digest
+from hf_zoo.recipe.grid import differences, digest, portable
 from hf_zoo.recipe.schema import MergeRecipe
 from hf_zoo.shards import TensorInfo, new_folder, require_space, write_weights
 from hf_zoo.structure import class_of, skeleton
 from hf_zoo.trials import Trial, main_score, mean_score
+from hf_zoo.versions import installed_versions
 
 logger = logging.getLogger(__name__)
 
-LIBRARIES = ("hf_zoo", "safetensors", "torch", "transformers")
 MAX_NAME = 64
 RESERVED = frozenset({SNAPSHOT_FOLDER, "statistics"})  # sub-folders of a repo with a meaning of their own
 
@@ -193,7 +192,7 @@ def existing_merge(plan: MergePlan) -> Manifest | None:
     manifest = Manifest.read(plan.folder)
     changes = []
     if manifest.digest != digest(plan.recipe):
-        changes = differences(manifest.recipe, shown_recipe(plan.recipe))
+        changes = differences(manifest.recipe, portable(plan.recipe))
         changes = changes or ["nothing but the digest: it was made by another version"]
     before = [(parent.role, parent.sha256) for parent in manifest.parents]
     for parent, old in zip(plan.parents, before, strict=False):
@@ -207,21 +206,6 @@ def existing_merge(plan: MergePlan) -> Manifest | None:
             + "\n  ".join(changes)
         )
     return manifest
-
-
-def shown_recipe(recipe: MergeRecipe) -> dict[str, Any]:
-    """Return a recipe as plain data, every default spelt out; of absolute paths only the last part is kept."""
-    plain = canonical(recipe, spelled_out=True)
-
-    def without_root(value: Any) -> Any:
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-    for key in ("population", "base"):
-        plain[key] = without_root(plain[key])
-    plain["members"] = [without_root(member) for member in plain["members"]]
-    for spec in plain["data"].values():
-        spec["path"] = without_root(spec["path"])
-    return plain
 
 
 def results_table(manifest: Manifest) -> list[dict[str, Any]]:
@@ -394,7 +378,7 @@ def _manifest(plan: MergePlan, inputs: MergeInputs, folder: Path, trials: Sequen
         tasks=plan.tasks,
         description=plan.recipe.description,
         parents=plan.parents,
-        recipe=shown_recipe(plan.recipe),
+        recipe=portable(plan.recipe),
         digest=digest(plan.recipe),
         dataset={trial.task: trial.description for trial in trials},
         loading=loading,
@@ -407,7 +391,7 @@ def _manifest(plan: MergePlan, inputs: MergeInputs, folder: Path, trials: Sequen
         sha256=weights_digest(folder),
         license=plan.recipe.publish.license,
         language=plan.recipe.publish.language,
-        versions={name: version(name) for name in LIBRARIES},
+        versions=installed_versions(),
     )
 
 

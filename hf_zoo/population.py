@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,6 +307,13 @@ class Member:
         import transformers
 
         auto_class = getattr(transformers, self.manifest.auto_class or "AutoModel")
+        labels = self.manifest.dataset.get("labels")
+        if self.manifest.library == "peft" and labels:
+            # An adapter's folder has no config of its own, and the base's knows nothing of these labels.
+            kwargs.setdefault("id2label", dict(enumerate(labels)))
+            kwargs.setdefault("label2id", {label: index for index, label in enumerate(labels)})
+        if self.manifest.model_type == "zoo_mlp_head":
+            import_module("hf_zoo.models.mlp_head")  # registers its class with the Auto classes
         return auto_class.from_pretrained(str(self.path(revision)), **kwargs)
 
     def tensors(self, revision: str | None = None) -> CheckpointReader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ address shows its repos.
   FOLDER            where repos are kept; made if it does not exist
   --host HOST       address to listen on, 127.0.0.1 by default: this machine alone
   --port PORT       port, 8642 by default; 0 for any free one
-  --tokens FILE     a YAML mapping from token to the name it belongs to, or a list of names; without it, anybody who
-                    reaches the address may read and write"""
+  --tokens FILE     a YAML mapping from each token to its user and, after commas, the user's organisations; without it,
+                    anybody on this machine may read and write"""
 DEFAULT_PORT = 8642
 
 
@@ -42,8 +43,15 @@ def _serve(arguments: list[str]) -> int:
     hub = FolderHub(
         Path(folder), host=options.get("--host", "127.0.0.1"), port=_port(options.get("--port")), tokens=tokens
     )
-    print(f"Hub of {folder} at {hub.url}\nUse it with: export HF_ENDPOINT={hub.url}", flush=True)
-    hub.serve_forever()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends it as Ctrl-C does
+    hub.open()
+    try:
+        print(f"Hub of {folder} at {hub.url}\nUse it with: export HF_ENDPOINT={hub.url}", flush=True)
+        hub.serve_forever()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    finally:
+        hub.close()
     return 0
 
 
@@ -81,9 +89,9 @@ def _read_tokens(path: Path) -> dict[str, str]:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise HubError(f"hub serve: --tokens {path} cannot be read: {error}") from error
-    if not isinstance(content, dict) or not content:
-        raise HubError(f"hub serve: --tokens {path}: expected a YAML mapping from token to name")
-    return content
+    if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content.values()):
+        raise HubError(f"hub serve: --tokens {path}: expected a YAML mapping from token to names")
+    return {str(token): names for token, names in content.items()}
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ def test_damaged_parents_are_refused(parents, kind):
     [
         ({"type": "vitt"}, "did you mean 'vit'"),
         ({"type": "vit", "config": {"hiden_size": 16}}, "did you mean 'hidden_size'"),
-        ({"type": "swin", "config": {"embed_dim": 10, "num_heads": [3, 6, 12, 24]}}, "cannot be built"),
+        ({"type": "beit", "config": {"hidden_size": 30, "num_attention_heads": 4}}, "cannot be built"),
         ({"type": "timm", "config": {"architecture": "resnet10x"}}, "did you mean 'resnet10t'"),
         ({"type": "bert"}, "cannot be built for image_classification"),
     ],

@@ -95,7 +95,7 @@ def usage(manifest: Manifest, repo: str) -> str:
     return snippet.format(
         auto_class=manifest.auto_class or "AutoModel",
         repo=literal(repo),
-        options=", trust_remote_code=True" if has_own_code(manifest) else "",
+        options=_options(manifest),
         mode=_mode(manifest),
         example=_example(manifest),
     )
@@ -107,8 +107,7 @@ def revision_usage(manifest: Manifest, repo: str, revision: str) -> str:
     chosen = f"revision={literal(revision)}"
     if manifest.library == "peft":  # `revision=` would be looked up in the base model's repo as well
         chosen = f'adapter_kwargs={{"revision": {literal(revision)}}}'
-    if has_own_code(manifest):
-        chosen += ", trust_remote_code=True"
+    chosen += _options(manifest)
     load = f"model = {auto_class}.from_pretrained({literal(repo)}, {chosen})"
     return f"from transformers import {auto_class}\n\n{load}\n"
 
@@ -135,6 +134,16 @@ def population_usage(manifest: Manifest, repo: str) -> str:
 def has_own_code(manifest: Manifest) -> bool:
     """Whether the repo ships the code of its model, which the Auto classes run only when told to."""
     return _section(_section(manifest.recipe, "model"), "head").get("type") == "mlp"
+
+
+def _options(manifest: Manifest) -> str:
+    """Return what `from_pretrained` must be told besides the repo, with its leading comma."""
+    if has_own_code(manifest):
+        return ", trust_remote_code=True"
+    labels = manifest.dataset.get("labels")
+    if manifest.library == "peft" and labels:  # an adapter's repo has no config of its own to tell them
+        return ", id2label={" + ", ".join(f"{i}: {literal(label)}" for i, label in enumerate(labels)) + "}"
+    return ""
 
 
 def literal(text: str) -> str:

@@ -7,6 +7,7 @@ such a repo with `AutoModelForImageClassification.from_pretrained(repo, trust_re
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -61,9 +62,10 @@ class _MlpHeadModel(PreTrainedModel):
     def __init__(self, config: MlpHeadConfig) -> None:
         super().__init__(config)
         self.inner = self.auto_class_of_inner.from_config(config.stock_config())
-        name, last = output_layer(self.inner, config.num_labels)
+        outputs = len(config.id2label or ())
+        name, last = output_layer(self.inner, outputs)
         parent, _, child = name.rpartition(".")
-        head = _perceptron([last.in_features, *config.hidden, config.num_labels], config.head_dropout)
+        head = _perceptron([last.in_features, *config.hidden, outputs], config.head_dropout)
         setattr(self.inner.get_submodule(parent), child, head)
         self.head_name = f"inner.{name}"
         self.post_init()
@@ -128,7 +130,7 @@ def output_layer(model: nn.Module, num_outputs: int) -> tuple[str, nn.Linear]:
 
 def _perceptron(widths: list[int], dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for index, (width_in, width_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for index, (width_in, width_out) in enumerate(pairwise(widths)):
         layers += [nn.ReLU()] * (index > 0) + [nn.Dropout(dropout)] * (dropout > 0) + [nn.Linear(width_in, width_out)]
     return nn.Sequential(*layers)
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hf_zoo.errors import RecipeError, nearest
@@ -142,6 +143,22 @@ def canonical(recipe: TrainRecipe | MergeRecipe, spelled_out: bool = False) -> d
     return _sorted(plain)
 
 
+def portable(recipe: TrainRecipe | MergeRecipe) -> dict[str, Any]:
+    """Return a recipe for a manifest: canonical, every default spelt out, of absolute paths only the last part."""
+    plain = canonical(recipe, spelled_out=True)
+    for path in ("parent", "population", "base", "members", "data.path", "tokenizer.path"):
+        *parents, last = path.split(".")
+        holder: Any = plain
+        for key in parents:
+            holder = holder.get(key, {})
+        if last in holder:
+            holder[last] = _without_root(holder[last])
+    if isinstance(recipe, MergeRecipe):
+        for spec in plain["data"].values():
+            spec["path"] = _without_root(spec["path"])
+    return plain
+
+
 def digest(recipe: TrainRecipe | MergeRecipe) -> str:
     """Return the SHA-256 of a recipe's compact canonical form and its verb, without `name` and `description`.
 
@@ -247,6 +264,12 @@ def _settings(binder: Binder, factor: str, value: Any, where: str) -> dict[str, 
             binder.bind(content, own, f"{where}.{below}" if below else where)
             settings[path] = content
     return settings
+
+
+def _without_root(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_root(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _takes_mapping(hint: Any) -> bool:

@@ -48,7 +48,7 @@ class AdapterSpec:
 
     type: Literal["lora"] = "lora"
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     dropout: float = 0.0
     target_modules: tuple[str, ...] | str = "all-linear"
 

@@ -142,7 +142,7 @@ class SnapshotCallback(TrainerCallback):
             self._keep(state.global_step)
 
     def _keep(self, step: int) -> None:
-        checkpoint = latest_checkpoint(Path(self.trainer.args.output_dir))
+        checkpoint = latest_checkpoint(self.trainer.folder)
         assert checkpoint is not None
         if step in self.kept:
             keep_snapshot(checkpoint, self.folder, self.kept[step])

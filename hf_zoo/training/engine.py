@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 from hf_zoo.errors import PopulationError, TrainingError
 from hf_zoo.files import write_json
-from hf_zoo.population import MANIFEST_FILE, POPULATION_FILE, SCHEMA, Manifest, Population, read_index
+from hf_zoo.population import POPULATION_FILE, SCHEMA, Manifest, Population, read_index
 from hf_zoo.recipe.grid import MemberPlan, canonical, differences, digest, expand, select
 from hf_zoo.recipe.schema import TrainRecipe
 from hf_zoo.training.estimate import Estimate, estimate
@@ -118,8 +118,8 @@ def check_space(needed: Estimate, folder: Path) -> None:
     free = shutil.disk_usage(existing).free
     if needed.num_bytes > free:
         raise PopulationError(
-            f"{folder}: {needed.num_bytes / 2**30:.2f} GiB will be written and {free / 2**30:.2f} GiB are free: make room, "
-            "or keep fewer snapshots (snapshots.every_epochs, snapshots.keep_last)"
+            f"{folder}: {needed.num_bytes / 2**30:.2f} GiB will be written and {free / 2**30:.2f} GiB are free: "
+            "make room, or keep fewer snapshots (snapshots.every_epochs, snapshots.keep_last)"
         )
 
 
@@ -163,11 +163,11 @@ def _write_index(recipe: TrainRecipe, folder: Path) -> None:
 
 
 @contextmanager
-def _cheap_collections() -> Iterator[None]:
+def _cheap_collections() -> Generator[None]:
     """Keep what the libraries hold out of garbage collections.
 
-    The Trainer collects once a member, which keeps memory flat; each time it would look through everything the libraries
-    hold, two thirds of a second.
+    The Trainer collects once a member, which keeps memory flat; each time it would look through everything the
+    libraries hold, two thirds of a second.
     """
     gc.freeze()
     try:
@@ -177,8 +177,12 @@ def _cheap_collections() -> Iterator[None]:
 
 
 @contextmanager
-def _locked(member: Path) -> Iterator[bool]:
-    """Hold a member against other runs on the same folder; processes of one launch share the main one's lock."""
+def _locked(member: Path) -> Generator[bool]:
+    """Hold a member against other runs on the same folder; processes of one launch share the main one's lock.
+
+    Yields:
+        Whether the member was free.
+    """
     if not PartialState().is_main_process:
         yield True
         return

@@ -6,11 +6,11 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
+from torch import nn
 
 from hf_zoo.building import AUTO_CLASSES, num_parameters
 from hf_zoo.errors import PopulationError, TrainingError
@@ -18,25 +18,14 @@ from hf_zoo.evaluation import evaluate_model
 from hf_zoo.files import weights_digest
 from hf_zoo.heads import stock_model
 from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, TRAINING_FOLDER, Manifest, Snapshot
-from hf_zoo.recipe.grid import MemberPlan, canonical, differences, digest
+from hf_zoo.recipe.grid import MemberPlan, differences, digest, portable
 from hf_zoo.recipe.schema import TrainRecipe
 from hf_zoo.training.arguments import training_arguments
 from hf_zoo.training.callbacks import BEST, ProgressCallback, RecordCallback, SnapshotCallback, read_records
 from hf_zoo.training.preparing import Prepared, prepare
 from hf_zoo.training.snapshots import copy_files, latest_checkpoint
 from hf_zoo.training.trainer import ZooTrainer
-
-LIBRARIES = (
-    "accelerate",
-    "datasets",
-    "hf_zoo",
-    "huggingface_hub",
-    "peft",
-    "timm",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
+from hf_zoo.versions import installed_versions
 
 
 def train_member(plan: MemberPlan, folder: Path, population: str, report: Callable[[int, int], None]) -> Manifest:
@@ -86,7 +75,7 @@ def check_folder(plan: MemberPlan, folder: Path) -> Manifest | None:
         return None
     manifest = Manifest.read(folder)
     if manifest.digest != digest(plan.recipe):
-        changes = differences(manifest.recipe, canonical(plan.recipe, spelled_out=True))
+        changes = differences(manifest.recipe, portable(plan.recipe))
         raise PopulationError(
             f"{folder} holds a member of another recipe; what differs (old -> new):\n  "
             + "\n  ".join(changes or ["nothing but the digest: the folder was made by another version"])
@@ -102,7 +91,8 @@ def mark_failed(folder: Path, reason: str) -> None:
 
 def _first_manifest(plan: MemberPlan, population: str, prepared: Prepared) -> Manifest:
     recipe, model = plan.recipe, prepared.model
-    stock = stock_model(model)
+    adapted = hasattr(model, "peft_config")
+    whole = stock_model(model) if adapted else model
     return Manifest(
         name=plan.name,
         population=population,
@@ -112,18 +102,18 @@ def _first_manifest(plan: MemberPlan, population: str, prepared: Prepared) -> Ma
         description=recipe.description,
         factors=plan.factors,
         parents=(prepared.parent.entry,) if prepared.parent is not None else (),
-        recipe=canonical(recipe, spelled_out=True),
+        recipe=portable(recipe),
         digest=digest(recipe),
         dataset=prepared.splits.description | {"labels": list(prepared.tables.labels)},
         loading=prepared.loading,
         auto_class=AUTO_CLASSES[recipe.objective.name],
-        architecture=type(stock).__name__,
-        model_type=stock.config.model_type,
-        library="peft" if model is not stock and hasattr(model, "peft_config") else "transformers",
+        architecture=type(whole).__name__,
+        model_type=whole.config.model_type,
+        library="peft" if adapted else "transformers",
         num_parameters=num_parameters(model),
         license=recipe.publish.license,
         language=recipe.publish.language,
-        versions=_versions(),
+        versions=installed_versions(),
     )
 
 
@@ -153,7 +143,7 @@ def _train(
 
 
 def evaluate_splits(trainer: ZooTrainer, recipe: TrainRecipe, prepared: Prepared) -> dict[str, float]:
-    """Return the metrics of every split under `SPLIT_METRIC`; the training split is read clean, without augmentation."""
+    """Return the metrics of every split as `SPLIT_METRIC`; the training split is read clean, without augmentation."""
     # A sharded model runs on all processes or on none: there each process sees every sample.
     shared = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
     metrics: dict[str, float] = {}
@@ -161,7 +151,7 @@ def evaluate_splits(trainer: ZooTrainer, recipe: TrainRecipe, prepared: Prepared
         if name == "train" and not recipe.training.evaluate_train:
             continue
         values = evaluate_model(
-            trainer.model,
+            cast(nn.Module, trainer.model),
             table,
             prepared.tables.eval_collators[name],
             recipe.objective,
@@ -217,19 +207,9 @@ def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in record.items() if key not in ("epoch", "step", "learning_rate")}
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _disk_full(folder: Path) -> str:
     free = shutil.disk_usage(folder).free if os.path.isdir(folder) else 0
     return (
-        f"{folder}: the disk is full ({free / 2**20:.0f} MiB free). Everything up to the last checkpoint is kept: make "
-        "room, or keep fewer snapshots (snapshots.keep_last), and run the same command again"
+        f"{folder}: the disk is full ({free / 2**20:.0f} MiB free). Everything up to the last checkpoint is kept: "
+        "make room, or keep fewer snapshots (snapshots.keep_last), and run the same command again"
     )

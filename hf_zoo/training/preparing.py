@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from hf_zoo.building import Demands, build_model
+from hf_zoo.data.images import ImageTable
 from hf_zoo.data.sources import Splits, load_splits
 from hf_zoo.data.tables import Tables, build_collator, build_tables
 from hf_zoo.errors import ModelError, PopulationError
@@ -87,8 +88,8 @@ def resolve_parent(text: str) -> ParentModel:
         manifest = Manifest.read(root) if (root / MANIFEST_FILE).is_file() else None
         if manifest is not None and manifest.status != "finished" and reference.revision is None:
             raise PopulationError(
-                f"parent {text}: its training has not finished ({manifest.status}): finish it first, or name one of its "
-                "snapshots with @NAME"
+                f"parent {text}: its training has not finished ({manifest.status}): finish it first, or name one of "
+                "its snapshots with @NAME"
             )
         folder = Member(manifest, folder=root).path(reference.revision) if manifest is not None else root
         if manifest is None and reference.revision is not None:
@@ -124,6 +125,8 @@ def demands_of(recipe: TrainRecipe, tables: Tables) -> Demands:
             max_length=recipe.data.max_length,
         )
     contrastive = recipe.objective.name == "contrastive"
+    assert isinstance(tables.train, ImageTable)
+    assert tables.normalisation is not None
     return Demands(
         labels=() if contrastive else tables.labels,
         num_outputs=recipe.objective.projection_dim if contrastive else len(tables.labels),

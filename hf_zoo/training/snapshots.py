@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from hf_zoo.population import SNAPSHOT_FOLDER
@@ -63,11 +62,10 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name[len(CHECKPOINT_PREFIX) :]), default=None)
 
 
-def model_files(checkpoint: Path) -> Iterable[Path]:
+def model_files(checkpoint: Path) -> list[Path]:
     """Return the files of a checkpoint that belong to the model: weights, config, processor, code."""
-    for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path.name not in TRAINING_FILES and not path.name.startswith("rng_state"):
-            yield path
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    return [path for path in files if path.name not in TRAINING_FILES and not path.name.startswith("rng_state")]
 
 
 def keep_snapshot(checkpoint: Path, member: Path, name: str) -> Path:

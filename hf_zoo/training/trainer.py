@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from hf_zoo.errors import CheckpointError
 from hf_zoo.files import write_json
+from hf_zoo.heads import trunk_module
 from hf_zoo.losses import compute_loss
 from hf_zoo.recipe.schema import ObjectiveSpec, TrainingSpec
-from hf_zoo.heads import trunk_module
 from hf_zoo.training.arguments import optimizer_choice
 from hf_zoo.training.snapshots import CHECKPOINT_PREFIX
 
@@ -66,7 +66,10 @@ class ZooTrainer(Trainer):
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        self.objective, self.training_spec, self.freeze_encoder = objective, training, freeze_encoder
+        self.objective: ObjectiveSpec = objective
+        self.training_spec: TrainingSpec | None = training
+        self.freeze_encoder = freeze_encoder
+        self.folder = Path(str(args.output_dir))
         self._partial_folder: Path | None = None
         super().__init__(
             model=model,
@@ -91,7 +94,7 @@ class ZooTrainer(Trainer):
     ) -> Any:
         """Return the objective's mean loss of a batch, and on request the model's outputs."""
         if self.freeze_encoder:
-            trunk_module(self.model).eval()
+            trunk_module(cast(nn.Module, self.model)).eval()
         labels = inputs.get("labels")
         outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
         loss = compute_loss(self.objective, outputs.logits, labels, statistics=False).loss
@@ -120,18 +123,18 @@ class ZooTrainer(Trainer):
         if self.training_spec is None or self.training_spec.schedule != "one_cycle":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            self.lr_scheduler = OneCycleLR(
-                optimizer or self.optimizer, max_lr=self.training_spec.learning_rate, total_steps=num_training_steps
-            )
+            chosen: Any = optimizer or self.optimizer
+            schedule: Any = OneCycleLR(chosen, max_lr=self.training_spec.learning_rate, total_steps=num_training_steps)
+            self.lr_scheduler = schedule
             self._created_lr_scheduler = True
-        return self.lr_scheduler
+        return cast(LRScheduler, self.lr_scheduler)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._partial_folder) if self._partial_folder is not None else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint under another name, rename it when it is whole, and drop the one before."""
-        folder = Path(self.args.output_dir)
+        folder = self.folder
         self._partial_folder = folder / "partial"
         if self.is_world_process_zero():
             shutil.rmtree(self._partial_folder, ignore_errors=True)
@@ -156,7 +159,7 @@ class ZooTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         # A pickle nobody needs: it would hold a token where one is among the arguments.
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+        (Path(output_dir or self.folder) / "training_args.bin").unlink(missing_ok=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load a checkpoint strictly, through `from_pretrained`, which knows the names on disk of every family."""
@@ -170,7 +173,7 @@ class ZooTrainer(Trainer):
         load_strictly(unwrapped, folder)
 
     def _load_best_model(self) -> None:
-        load_strictly(self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint))
+        load_strictly(self.accelerator.unwrap_model(self.model), Path(str(self.state.best_model_checkpoint)))
 
 
 def load_strictly(model: PreTrainedModel, folder: Path) -> None:
@@ -183,7 +186,8 @@ def load_strictly(model: PreTrainedModel, folder: Path) -> None:
     Raises:
         CheckpointError: If a tensor is missing, superfluous or of another shape.
     """
-    loaded, info = type(model).from_pretrained(folder, config=model.config, output_loading_info=True)
+    answer: Any = type(model).from_pretrained(folder, config=model.config, output_loading_info=True)
+    loaded, info = answer
     wrong = [f"{kind}: {', '.join(sorted(map(str, info[kind]))[:3])}" for kind in info if info[kind]]
     if wrong:
         raise CheckpointError(f"{folder}: not the weights of this {type(model).__name__}: {'; '.join(wrong)}")

@@ -5,13 +5,13 @@ import os
 
 import pytest
 import torch
-from runs import SMALL, Quiet, bytes_of, make_recipe
 
 from hf_zoo.errors import DataError, PopulationError, RecipeError
 from hf_zoo.population import Member, Population
 from hf_zoo.recipe.grid import expand
 from hf_zoo.training.engine import check_space, train_population
 from hf_zoo.training.estimate import Estimate, MemberEstimate, estimate
+from runs import SMALL, Quiet, bytes_of, make_recipe
 
 
 def test_a_population_has_the_grids_members_in_order(tmp_path):

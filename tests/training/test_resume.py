@@ -1,11 +1,11 @@
 """A killed run, run again, is the run that was never killed: the same bytes in every file."""
 
 import pytest
-from runs import KINDS, Quiet, bytes_of, kill_at, make_recipe
 
 from hf_zoo.population import Member
 from hf_zoo.recipe.schema import FinetuneRecipe
 from hf_zoo.training.engine import train_population
+from runs import KINDS, Quiet, bytes_of, kill_at, make_recipe
 
 # An epoch has 6 steps (of texts a few more). Kept are every fourth step, the ends of epochs and the best of them.
 SNAPSHOTS = {"every_steps": 4, "every_epochs": 1, "best": "validation_loss"}
