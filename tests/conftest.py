@@ -1,6 +1,7 @@
 """What every test shares: an environment without network, account or trackers."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,20 @@ os.environ.pop("HF_TOKEN", None)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture
+def no_hang():
+    """End a test that would go on for ever; it says nothing on how long it may take."""
+
+    def stop(*_):
+        raise TimeoutError("still running after two minutes: this hangs")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.fixture(scope="session", autouse=True)

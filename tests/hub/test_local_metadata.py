@@ -2,7 +2,6 @@
 
 import json
 import struct
-import time
 
 import pytest
 
@@ -154,14 +153,13 @@ def test_cards_are_checked(yaml, message):
         assert [error for error in errors if message in error], errors
 
 
-def test_aliases_that_unfold_without_end_cost_nothing():
+@pytest.mark.usefixtures("no_hang")
+def test_aliases_that_unfold_without_end_are_refused():
     """The billion laughs: ten levels of ten aliases each."""
     lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    start = time.perf_counter()
     metadata, problem = front_matter(card("\n".join(lines)).decode())
     assert metadata is None
     assert "too large" in problem
-    assert time.perf_counter() - start < 1
 
 
 def test_warnings():

@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import time
 from html import unescape
 from html.parser import HTMLParser
 
@@ -149,10 +148,9 @@ def test_markdown_is_harmless(attack):
         *("  \n" * 20_000, "*a*" * 20_000 + "**", "> - " * 15_000, "```\n" * 15_000),
     ],
 )
-def test_markdown_takes_linear_time(text):
-    start = time.perf_counter()
+@pytest.mark.usefixtures("no_hang")
+def test_markdown_does_not_explode(text):
     check_harmless(render(text, ADDRESSES))
-    assert time.perf_counter() - start < 4  # measured: at most half a second
 
 
 @pytest.fixture
@@ -185,7 +183,15 @@ def test_pages_show_what_is_there(filled_hub, ask):
     hub, slug = filled_hub
     shown = {}
     for page in (
-        *("/", "/?q=vit", "/?tag=model-zoo", "/zoo/bert-000", "/zoo/bert-000/tree/main", "/datasets/zoo/data"),
+        *(
+            "/",
+            "/?q=vit",
+            "/?tag=model-zoo",
+            "/models?other=model-zoo",
+            "/zoo/bert-000",
+            "/zoo/bert-000/tree/main",
+            "/datasets/zoo/data",
+        ),
         *("/zoo/bert-000/tree/epoch%2F010/figures", "/zoo/bert-000/blob/v1/evil.html", f"/collections/{slug}"),
         *(
             "/zoo/bert-000/commits/main",
@@ -202,6 +208,7 @@ def test_pages_show_what_is_there(filled_hub, ask):
     assert "zoo/bert-000" in shown["/"]
     assert "zoo/data" in shown["/"]
     assert "A <i>zoo</i>" in shown["/"]
+    assert shown["/models?other=model-zoo"] == shown["/?tag=model-zoo"]  # as the links on cards spell it
     assert "zoo/bert-000" not in shown["/?q=vit"]
     assert "zoo/vit-001" in shown["/?q=vit"]
     assert "from_pretrained" in shown["/zoo/bert-000"] or "snapshot_download" in shown["/zoo/bert-000"]

@@ -1,5 +1,3 @@
-import time
-
 import pytest
 
 from hf_zoo.recipe.reading import MAX_CHARACTERS, ReadingError, read_yaml
@@ -79,13 +77,12 @@ def test_anchors_and_merge_keys_work():
     assert read["both"] == {"a": 1, "b": 3}  # the first of several merged mappings wins
 
 
-def test_aliases_that_multiply_are_refused_quickly():
+@pytest.mark.usefixtures("no_hang")  # expanded, it would be 9 ** 30 values
+def test_aliases_that_multiply_are_refused():
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
-    started = time.perf_counter()
     with pytest.raises(ReadingError, match="expand to more than"):
         read_yaml("\n".join(levels))
-    assert time.perf_counter() - started < 5  # expanded, it would be 9 ** 30 values
 
 
 def test_an_alias_inside_itself_is_refused():

@@ -78,6 +78,7 @@ _BY_KIND: list[tuple[str, str, Handler]] = [
 ]
 _PAGES: list[tuple[str, str, Handler]] = [
     ("GET", "/", pages.index),
+    ("GET", "/models", pages.index),  # where cards link to a population: /models?other=TAG
     ("GET", "/login", pages.login),
     ("GET", "/collections/{namespace}/{slug}", pages.collection),
 ]

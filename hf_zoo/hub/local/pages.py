@@ -27,7 +27,7 @@ _DULL_TAGS = frozenset(("region:us", "safetensors", "model-index"))
 def index(call: Call) -> Answer:
     """List repos and collections, filtered by name and tag."""
     words = (call.request.first("q") or "").lower().split()
-    tag = call.request.first("tag") or ""
+    tag = call.request.first("tag") or call.request.first("other") or ""
     start = call.request.number("start", 0, 10**6)
     body = ["<h1>Repos</h1>" if not tag else f"<h1>Repos tagged <span class=tag>{escape(tag)}</span></h1>"]
     for kind, heading in _HEADINGS:
@@ -205,7 +205,7 @@ def _turn(call: Call, start: int, total: int) -> str:
     turns = []
     for text, other in (("Earlier rows", start - ROWS), ("More rows", start + ROWS)):
         if (0 <= other < total) and other != start:
-            query = {key: call.request.first(key) for key in ("q", "tag") if call.request.first(key)}
+            query = {key: call.request.first(key) for key in ("q", "tag", "other") if call.request.first(key)}
             turns.append(link(f"/?{urlencode({**query, 'start': other})}", text))
     return f"<p>{' · '.join(turns)}</p>" if turns else ""
 
