@@ -90,34 +90,33 @@ def sentences() -> Task:
 
 
 def pairs() -> Task:
-    """Make `docs-pairs`: what is the second of two sentences to the first?
+    """Make `docs-pairs`: how does the second of two sentences stand to the first?
 
-    The sentence after it (`next`), one of another docstring of the same module (`same_document`), or one of another
-    document (`other_document`). Classes are equally frequent; columns are `sentence1` and
-    `sentence2`. Chance is 0.33.
+    The first two sentences of a docstring are `next` in their order and `previous` the other way round; `unrelated`
+    are the first sentences, or the second ones, of two docstrings of different modules. Every docstring of two
+    sentences or more is in each class once, so no sentence decides alone. Columns are `sentence1` and `sentence2`;
+    chance is 0.33.
     """
     split_of = _split_of_packages()
-    by_document: dict[str, list[str]] = defaultdict(list)
-    by_split: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    followed: list[tuple[str, str, Passage]] = []
-    for passage in read_documentation():
-        by_document[passage.document] += passage.sentences
-        by_split[split_of[passage.package]] += [(sentence, passage.document) for sentence in passage.sentences]
-        followed += [(one, two, passage) for one, two in zip(passage.sentences, passage.sentences[1:], strict=False)]
-    several = [entry for entry in followed if len(by_document[entry[2].document]) > len(entry[2].sentences)]
+    openings = [passage for passage in _docstrings() if len(passage.sentences) > 1]
+    by_split: dict[str, list[Passage]] = defaultdict(list)
+    for passage in openings:
+        by_split[split_of[passage.package]].append(passage)
     rows = []
-    for place, (first, second, passage) in enumerate(sorted(several, key=lambda entry: _hash(entry[0]))):
-        label, draw = place % 3, int.from_bytes(_hash(f"second/{first}")[:8], "big")
-        if label == 1:
-            own = set(passage.sentences)
-            elsewhere = [text for text in by_document[passage.document] if text not in own]
-            second = elsewhere[draw % len(elsewhere)]
-        elif label == 2:
-            candidates = by_split[split_of[passage.package]]
-            shifted = (candidates[(draw + step) % len(candidates)] for step in range(len(candidates)))
-            second = next(text for text, document in shifted if document != passage.document)
-        rows.append({"sentence1": first, "sentence2": second, "label": label, "source": passage.document})
-    return Task(_by_split(rows, split_of), ("next", "same_document", "other_document"))
+    for passage in openings:
+        first, second = passage.sentences[:2]
+        choice = int.from_bytes(_hash(f"other/{first}")[:8], "big")
+        others = by_split[split_of[passage.package]]
+        shifted = (others[(choice + step) % len(others)] for step in range(len(others)))
+        other = next(candidate for candidate in shifted if candidate.document != passage.document)
+        rank = choice % 2
+        for label, (one, two) in enumerate((
+            (first, second),
+            (second, first),
+            (passage.sentences[rank], other.sentences[rank]),
+        )):
+            rows.append({"sentence1": one, "sentence2": two, "label": label, "source": passage.document})
+    return Task(_by_split(rows, split_of), ("next", "previous", "unrelated"))
 
 
 def topics() -> Task:

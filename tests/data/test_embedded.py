@@ -85,12 +85,12 @@ def test_pairs_are_what_their_label_says():
     for split in load_embedded("docs-pairs")[0].values():
         for one, two, label in zip(split["sentence1"], split["sentence2"], split["label"], strict=True):
             (first, i), (second, j) = place[one], place[two]
-            if label == 0:
-                assert first is second
-                assert j == i + 1
+            if label == 2:
+                assert first.document != second.document
+                assert i == j
             else:
-                assert first is not second
-                assert (first.document == second.document) == (label == 1)
+                assert first is second
+                assert (i, j) == ((0, 1), (1, 0))[label]
 
 
 def test_topics_follow_the_package():
