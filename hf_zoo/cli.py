@@ -15,6 +15,7 @@ VERBS = {
     "publish": "push a population or a merge to a Hub",
     "list": "list a population's members, factors and results",
     "hub": "serve a folder as a Hub on this machine",
+    "register": "make `hf zoo VERB` work too",
 }
 
 USAGE = """usage: hf-zoo VERB ...
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"hf-zoo: unknown verb {verb!r}{nearest(verb, list(VERBS))}: {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    home = {"list": "listing", "hub": "serving"}.get(verb, verb)
+    home = {"list": "listing", "hub": "serving", "register": "extension"}.get(verb, verb)
     return import_module(f"hf_zoo.{home}").main(rest)
 
 

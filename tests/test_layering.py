@@ -17,7 +17,7 @@ LAYERS = {
     "building": 4, "evaluation": 4, "methods": 4, "hub": 4,
     "ingredients": 5, "auto": 6, "trials": 6,
     "training": 6, "merging": 6,
-    "cli": 7, "display": 7, "pretrain": 7, "finetune": 7, "merge": 7, "publish": 7, "listing": 7, "serving": 7,
+    "cli": 7, "display": 7, "pretrain": 7, "finetune": 7, "merge": 7, "publish": 7, "listing": 7, "serving": 7, "extension": 7,
     "demo": 7,
 }  # fmt: skip
 # Lazily, inside functions, things may reach up where the user's object is the way in (`Member.open("org/name")`).
