@@ -15,7 +15,8 @@ from hf_zoo.files import write_json
 
 HELP = """usage: hf-zoo register
 
-Register this hf-zoo with the Hugging Face CLI, so that `hf zoo VERB ...` works. `hf extensions remove zoo` undoes it."""
+Register this hf-zoo with the Hugging Face CLI, so that `hf zoo VERB ...` works.
+`hf extensions remove zoo` undoes it."""
 EXTENSIONS = Path("~/.local/share/hf/extensions")  # where the CLI looks
 
 

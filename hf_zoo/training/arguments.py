@@ -14,6 +14,7 @@ from hf_zoo.errors import RecipeError, nearest
 from hf_zoo.recipe.grid import seeds_of
 from hf_zoo.recipe.schema import TrainingSpec, TrainRecipe
 
+TENSORBOARD = "tensorboard"
 SCHEDULES = {"constant": "constant", "linear": "linear", "cosine": "cosine", "one_cycle": "constant"}
 
 
@@ -48,11 +49,11 @@ def training_arguments(recipe: TrainRecipe, folder: Path | None) -> TrainingArgu
         "max_grad_norm": spec.max_grad_norm,
         "bf16": spec.precision == "bf16",
         "fp16": spec.precision == "fp16",
-        "report_to": list(spec.report_to) if isinstance(spec.report_to, tuple) else spec.report_to,
+        "report_to": [name for name in trackers(spec) if name != TENSORBOARD],
         "run_name": recipe.name,
         "save_strategy": "no",  # our callback decides, see `snapshots.py`
         "eval_strategy": "no",  # our callback evaluates, see `records.py`
-        "logging_strategy": "epoch" if spec.report_to == "none" else "steps",
+        "logging_strategy": "steps" if trackers(spec) else "epoch",
         "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
         "remove_unused_columns": False,
         "disable_tqdm": True,
@@ -66,6 +67,12 @@ def training_arguments(recipe: TrainRecipe, folder: Path | None) -> TrainingArgu
         return TrainingArguments(**(values | spec.arguments))
     except (TypeError, ValueError) as error:
         raise RecipeError(recipe.name, [f"training: {error}"]) from error
+
+
+def trackers(spec: TrainingSpec) -> tuple[str, ...]:
+    """Return the names of the trackers a run reports to."""
+    names = (spec.report_to,) if isinstance(spec.report_to, str) else spec.report_to
+    return tuple(name for name in names if name != "none")
 
 
 def optimizer_choice(spec: TrainingSpec) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

@@ -185,6 +185,22 @@ class SnapshotCallback(TrainerCallback):
         return -record[self.spec.best] if self.spec.best.endswith(LOWER_IS_BETTER) else record[self.spec.best]
 
 
+def tensorboard_callback(folder: Path) -> TrainerCallback:
+    """Return what writes a run's events into a folder of its own: the library's default lies where checkpoints do.
+
+    Raises:
+        RecipeError: If TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        mistake = "training.report_to: tensorboard is not installed: run `pip install tensorboard`, or leave it out"
+        raise RecipeError("recipe", [mistake]) from error
+    from transformers.integrations import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))
+
+
 class ProgressCallback(TrainerCallback):
     """Report every optimizer step of a member.
 

@@ -20,8 +20,15 @@ from hf_zoo.heads import stock_model
 from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, TRAINING_FOLDER, Manifest, Snapshot
 from hf_zoo.recipe.grid import MemberPlan, differences, digest, portable
 from hf_zoo.recipe.schema import TrainRecipe
-from hf_zoo.training.arguments import training_arguments
-from hf_zoo.training.callbacks import BEST, ProgressCallback, RecordCallback, SnapshotCallback, read_records
+from hf_zoo.training.arguments import TENSORBOARD, trackers, training_arguments
+from hf_zoo.training.callbacks import (
+    BEST,
+    ProgressCallback,
+    RecordCallback,
+    SnapshotCallback,
+    read_records,
+    tensorboard_callback,
+)
 from hf_zoo.training.preparing import Prepared, prepare
 from hf_zoo.training.snapshots import copy_files, latest_checkpoint
 from hf_zoo.training.trainer import ZooTrainer
@@ -137,6 +144,8 @@ def _train(
     snapshots = SnapshotCallback(trainer, folder, recipe.snapshots, records)
     for callback in (records, snapshots, ProgressCallback(report)):
         trainer.add_callback(callback)
+    if TENSORBOARD in trackers(recipe.training):
+        trainer.add_callback(tensorboard_callback(folder.parent / TENSORBOARD / folder.name))
     checkpoint = latest_checkpoint(folder / TRAINING_FOLDER)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     return snapshots.kept
