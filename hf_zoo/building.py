@@ -375,8 +375,8 @@ def _reuse_head(model: PreTrainedModel, parent: PreTrainedModel, label: str) -> 
     unlike = [name for name in names if name not in other or other[name].shape != state[name].shape]
     if unlike:
         raise ModelError(
-            f"model.head.reuse: the head of parent {label} does not fit ({', '.join(unlike[:3])}): set it to false, or "
-            "give the data the parent's labels"
+            f"model.head.reuse: the head of parent {label} does not fit ({', '.join(unlike[:3])}): set it to "
+            "false, or give the data the parent's labels"
         )
     with torch.no_grad():
         for name in names:

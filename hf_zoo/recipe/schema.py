@@ -94,7 +94,7 @@ class DataSpec:
     """The data of a recipe.
 
     Attributes:
-        path: An embedded set (`digits`, `docs`, `docs-sentences`, `docs-pairs`), a folder or file
+        path: An embedded set (`digits`, `docs`, `docs-sentences`, `docs-pairs`, `docs-topics`), a folder or file
             (parquet, csv, json, text, image folder), or a Hub dataset id.
         name: Configuration of a Hub dataset.
         revision: Revision of a Hub dataset.
@@ -106,8 +106,8 @@ class DataSpec:
         text_pair: Column of a pair's second text; null finds it.
         image: Column of the image; null finds it.
         label: Column of the label; null finds it.
-        num_train: Use only this many training samples (a seeded choice).
-        num_eval: Use only this many samples of each evaluation split (a seeded choice).
+        num_train: Use at most this many training samples (a seeded choice).
+        num_eval: Use at most this many samples of each evaluation split (a seeded choice).
         max_length: Longest sequence in tokens.
         image_size: Height and width in pixels the images are brought to; null keeps theirs.
         split_seed: Seed of every choice made here.

@@ -1,6 +1,7 @@
 """ZooTrainer against loops written by hand and torch's own schedules."""
 
 import copy
+import itertools
 import json
 
 import pytest
@@ -163,7 +164,7 @@ def test_soft_targets_and_hard_ones_have_one_loss(tmp_path):
 def test_neighbouring_seeds_share_nothing():
     # accelerate orders epoch e by seed + e: spread seeds must not meet within any number of epochs anybody trains.
     seeds = sorted(spread_seed("order", seed) for seed in range(1000))
-    gaps = [right - left for left, right in zip(seeds[:-1], seeds[1:], strict=True)]
+    gaps = [right - left for left, right in itertools.pairwise(seeds)]
     assert min(gaps) > 300
     assert spread_seed("order", 1) != spread_seed("init", 1)
 
