@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -29,6 +30,17 @@ AUTO_CLASSES = {
     "sequence_classification": "AutoModelForSequenceClassification",
 }
 BIAS_INIT = 0.01
+# What libraries raise at a config whose fields do not go together.
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -88,11 +100,16 @@ def build_model(recipe: TrainRecipe, demands: Demands, parent: Path | None) -> B
     """
     seeds = seeds_of(recipe)
     config = _config(recipe, demands, parent)
-    with seeded(seeds["init"]):
-        model = _instantiate(recipe, config)
-        _initialise(model, recipe.model.init, list(model.named_modules()))
-    with seeded(seeds["head"]):
-        _draw_head(model, recipe)
+    try:
+        with seeded(seeds["init"]):
+            model = _instantiate(recipe, config)
+            _initialise(model, recipe.model.init, list(model.named_modules()))
+        with seeded(seeds["head"]):
+            _draw_head(model, recipe)
+    except REFUSALS as error:
+        raise ModelError(
+            f"model: {_type_name(config)} cannot be built for {recipe.objective.name}: {first_line(error)}"
+        ) from error
     loading: dict[str, Any] = {"init": recipe.model.init}
     if parent is not None:
         loading = _load_trunk(model, parent, recipe)
@@ -120,7 +137,7 @@ def _config(recipe: TrainRecipe, demands: Demands, parent: Path | None) -> PreTr
     for key, value in spec.config.items():
         if key not in ("architecture", "model_args"):
             _check_config_key(config, key)
-            setattr(config, key, value)
+            _set_config_key(config, key, value)
     if demands.labels:
         config.id2label = dict(enumerate(demands.labels))
         config.label2id = {label: index for index, label in enumerate(demands.labels)}
@@ -167,14 +184,21 @@ def _fresh_config(spec: ModelSpec, demands: Demands) -> PreTrainedConfig:
                 values.setdefault(key, value)
     try:
         return AutoConfig.for_model(spec.type, **values)
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"model.config: {spec.type} refuses it: {error}") from error
+    except REFUSALS as error:
+        raise ModelError(f"model.config: {spec.type} refuses it: {first_line(error)}") from error
 
 
 def _check_config_key(config: PreTrainedConfig, key: str) -> None:
     if not hasattr(config, key):
         known = [name for name in config.to_dict() if not name.startswith("_")]
         raise ModelError(f"model.config.{key}: {_type_name(config)} has no such field{nearest(key, known)}")
+
+
+def _set_config_key(config: PreTrainedConfig, key: str, value: Any) -> None:
+    try:
+        setattr(config, key, value)
+    except REFUSALS as error:
+        raise ModelError(f"model.config.{key}: {_type_name(config)} refuses it: {first_line(error)}") from error
 
 
 def _timm_config(spec: ModelSpec, demands: Demands) -> PreTrainedConfig:
@@ -208,18 +232,17 @@ def _instantiate(recipe: TrainRecipe, config: PreTrainedConfig) -> PreTrainedMod
     if head.type == "mlp":
         config = _mlp_head_config(recipe, config)
     auto_class = getattr(transformers, AUTO_CLASSES[recipe.objective.name])
-    try:
-        model = auto_class.from_config(config)
-    except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as error:
-        raise ModelError(
-            f"model: {_type_name(config)} cannot be built for {recipe.objective.name}: {_first_line(error)}"
-        ) from error
+    model = auto_class.from_config(config)
     _restore_timm_init(model)
     return model
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def first_line(error: Exception) -> str:
+    """Return what a library's error says, on one line; of a failed look-up also that it is one."""
+    if isinstance(error, StrictDataclassError):
+        return " ".join(str(error).split())
+    said = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else ""
+    return f"{type(error).__name__} {said}".rstrip() if isinstance(error, LookupError) or not said else said
 
 
 def _mlp_head_config(recipe: TrainRecipe, config: PreTrainedConfig) -> PreTrainedConfig:

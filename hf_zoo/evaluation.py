@@ -42,6 +42,7 @@ def evaluate_model(
     batch_size: int,
     device: torch.device | str | None = None,
     accelerator: Accelerator | None = None,
+    num_samples: int | None = None,
 ) -> dict[str, float]:
     """Measure a model on every sample of a table, the last partial batch included.
 
@@ -58,6 +59,7 @@ def evaluate_model(
         device: Where the model is; null asks the model.
         accelerator: Shares the samples among the processes of a distributed run and adds their sums up; every process
             gets the same answer.
+        num_samples: Measure only the first ones; null for all.
 
     Returns:
         `loss`, and for classification `accuracy`, `f1`, `matthews_correlation` and, from 10 classes of images on,
@@ -69,7 +71,7 @@ def evaluate_model(
     if not len(table):
         raise DataError("there are no samples to evaluate on")
     autocast = accelerator.autocast() if accelerator is not None else nullcontext()
-    batches = _batches(len(table), batch_size)
+    batches = _batches(min(len(table), num_samples or len(table)), batch_size)
     if accelerator is not None and not 1 < accelerator.num_processes <= len(batches):
         accelerator = None  # nothing to share: every process measures everything
     if accelerator is not None:

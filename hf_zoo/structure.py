@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -103,7 +104,10 @@ def class_of(folder: str | Path) -> tuple[type[PreTrainedModel], PreTrainedConfi
     if not architectures:
         raise ModelError(f"{path}: `architectures` is missing: save the model again with `save_pretrained`")
     model_class = find_class(architectures[0], str(path), _import_home(folder, content.get("auto_map") or {}))
-    return model_class, AutoConfig.from_pretrained(folder)
+    try:
+        return model_class, AutoConfig.from_pretrained(folder)
+    except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as error:
+        raise ModelError(f"{path}: not a config of {model_class.__name__}: {' '.join(str(error).split())}") from error
 
 
 def find_class(name: str | None, source: str, home: Any = transformers) -> type[PreTrainedModel]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from hf_zoo.errors import RecipeError, nearest
 from hf_zoo.recipe.grid import seeds_of
@@ -30,6 +31,7 @@ def training_arguments(recipe: TrainRecipe, folder: Path | None) -> TrainingArgu
     """
     spec, seeds = recipe.training, seeds_of(recipe)
     _check_further(recipe.name, spec.arguments)
+    _check_trackers(recipe.name, spec)
     schedule = SCHEDULES[spec.schedule]
     if schedule == "constant" and spec.warmup and spec.schedule != "one_cycle":
         schedule = "constant_with_warmup"
@@ -91,6 +93,19 @@ def _check_further(source: str, arguments: dict[str, Any]) -> None:
         for name in arguments
         if name not in known
     ]
+    if mistakes:
+        raise RecipeError(source, mistakes)
+
+
+def _check_trackers(source: str, spec: TrainingSpec) -> None:
+    installed = get_available_reporting_integrations()
+    mistakes = []
+    for name in trackers(spec):
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = list(INTEGRATION_TO_CALLBACK)
+            mistakes.append(f"training.report_to: unknown tracker {name!r}{nearest(name, known)}: {', '.join(known)}")
+        elif name not in installed:
+            mistakes.append(f"training.report_to: {name} is not installed: `pip install {name}`, or leave it out")
     if mistakes:
         raise RecipeError(source, mistakes)
 

@@ -168,21 +168,25 @@ class SnapshotCallback(TrainerCallback):
         return all(scores[-1] > score for score in scores[:-1])
 
     def _best_score(self, index: int) -> float:
-        """Return a record's value of the metric that names the best epoch, higher for better.
+        return 0.0 if self.spec.best is None else score_of(self.spec.best, self.records.records[index])
 
-        Raises:
-            RecipeError: If the records have no such metric.
-        """
-        if self.spec.best is None:
-            return 0.0
-        record = self.records.records[index]
-        if self.spec.best not in record:
-            known = [key for key in record if key.startswith("validation_")]
-            raise RecipeError(
-                "recipe",
-                [f"snapshots.best: no metric {self.spec.best!r}{nearest(self.spec.best, known)}: {', '.join(known)}"],
-            )
-        return -record[self.spec.best] if self.spec.best.endswith(LOWER_IS_BETTER) else record[self.spec.best]
+
+def score_of(metric: str, record: Mapping[str, Any]) -> float:
+    """Return a record's value of the metric that names the best epoch, higher for better.
+
+    Args:
+        metric: A metric of the validation split.
+        record: What was measured.
+
+    Raises:
+        RecipeError: If the record has no such metric.
+    """
+    if metric not in record:
+        known = [key for key in record if key.startswith("validation_")]
+        raise RecipeError(
+            "recipe", [f"snapshots.best: no metric {metric!r}{nearest(metric, known)}: {', '.join(known)}"]
+        )
+    return -record[metric] if metric.endswith(LOWER_IS_BETTER) else record[metric]
 
 
 def tensorboard_callback(folder: Path) -> TrainerCallback:

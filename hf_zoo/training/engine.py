@@ -90,8 +90,11 @@ def check_population(recipe: TrainRecipe, folder: Path) -> None:
     """Check that a population's folder is new or of the same recipe.
 
     Raises:
-        PopulationError: If it is of another recipe, with the differences.
+        PopulationError: If it is of another recipe, with the differences, or no folder.
     """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise PopulationError(f"{folder} cannot be a folder: {existing} is a file: choose another `output` or `name`")
     if not (folder / POPULATION_FILE).is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise PopulationError(

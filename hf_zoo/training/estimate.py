@@ -6,16 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_zoo.building import num_parameters
+from hf_zoo.building import REFUSALS, first_line, num_parameters
+from hf_zoo.errors import ModelError
+from hf_zoo.evaluation import evaluate_model
 from hf_zoo.recipe.grid import MemberPlan, canonical
 from hf_zoo.recipe.schema import TrainRecipe
 from hf_zoo.training.arguments import training_arguments
-from hf_zoo.training.preparing import prepare
+from hf_zoo.training.callbacks import score_of
+from hf_zoo.training.preparing import Prepared, prepare
 from hf_zoo.training.snapshots import snapshot_steps
 
 BYTES_A_WEIGHT = 4
 # Adam keeps two moments, SGD one, beside the weights of the checkpoint to resume from.
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
+REHEARSED = 2  # samples; contrastive learning compares at least two
 # What does not change the model's shape, the data or how often is saved.
 IRRELEVANT = ("seed", "seeds", "augmentation", "name", "description", "task")
 
@@ -75,6 +79,39 @@ def estimate(plans: Sequence[MemberPlan], num_processes: int = 1) -> Estimate:
     return Estimate(members)
 
 
+def rehearse(recipe: TrainRecipe, prepared: Prepared) -> None:
+    """Measure the untrained network on two samples, to meet now what a training would meet after its first files.
+
+    Args:
+        recipe: The member's own recipe.
+        prepared: Its data and model.
+
+    Raises:
+        ModelError: If the network cannot read the samples.
+        RecipeError: If the best epoch is chosen by a metric there is not.
+    """
+    tables = dict(prepared.tables.items())
+    split = "validation" if "validation" in tables else "train"
+    try:
+        metrics = evaluate_model(
+            prepared.model,
+            tables[split],
+            prepared.tables.eval_collators[split],
+            recipe.objective,
+            batch_size=REHEARSED,
+            device="cpu",
+            num_samples=REHEARSED,
+        )
+    except REFUSALS as error:
+        kind = recipe.model.type or type(prepared.model).__name__
+        raise ModelError(
+            f"model: {kind} cannot read the samples of {recipe.data.path}: {first_line(error)}. Change model.config, "
+            "or data.image_size where they are images"
+        ) from error
+    if recipe.snapshots.best is not None:
+        score_of(recipe.snapshots.best, {f"{split}_{name}": value for name, value in metrics.items()})
+
+
 def _shape_key(recipe: TrainRecipe) -> str:
     content = {key: value for key, value in canonical(recipe).items() if key not in IRRELEVANT}
     content.get("model", {}).pop("init", None)
@@ -87,6 +124,7 @@ def _shape_key(recipe: TrainRecipe) -> str:
 def _estimate_member(recipe: TrainRecipe, num_processes: int) -> MemberEstimate:
     training_arguments(recipe, folder=None)
     prepared = prepare(recipe)
+    rehearse(recipe, prepared)
     spec = recipe.training
     batches = math.ceil(len(prepared.tables.train) / (spec.batch_size * num_processes))
     steps_per_epoch = math.ceil(batches / spec.accumulation)

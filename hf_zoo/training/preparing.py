@@ -19,6 +19,7 @@ from hf_zoo.files import weights_digest
 from hf_zoo.population import MANIFEST_FILE, Manifest, Member, Parent, Reference
 from hf_zoo.recipe.grid import seeds_of
 from hf_zoo.recipe.schema import DataSpec, TrainRecipe
+from hf_zoo.structure import class_of
 
 TEXT_OBJECTIVES = ("masked_lm", "sequence_classification")
 
@@ -110,6 +111,7 @@ def resolve_parent(text: str) -> ParentModel:
             task = Manifest.read(folder, text).task
     if not (folder / "config.json").is_file():
         raise ModelError(f"parent {text}: {folder} holds no model (no config.json)")
+    class_of(folder)  # a config that cannot be read is told as such, before a tokenizer stumbles over it
     return ParentModel(folder, Parent(repo=name, revision=revision, sha256=weights_digest(folder), task=task))
 
 
