@@ -216,6 +216,7 @@ def new_folder(folder: Path, *, replace: bool = False) -> Generator[Path, None, 
         raise CheckpointError(f"{folder}: exists already: choose another name, or remove it first")
     stem = f".{folder.name}.partial-{socket.gethostname()}-"
     temporary = folder.parent / f"{stem}{os.getpid()}"
+    parents = [path for path in folder.parents if not path.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for stale in folder.parent.glob(f"{stem}*"):
@@ -234,6 +235,16 @@ def new_folder(folder: Path, *, replace: bool = False) -> Generator[Path, None, 
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(parents)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the innermost first, up to the first that holds something."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def require_space(folder: Path, num_bytes: int) -> None:
