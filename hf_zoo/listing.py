@@ -29,6 +29,10 @@ def _list(arguments: list[str]) -> int:
         print(HELP)
         return 0
     words = [word for word in arguments if word != "--csv"]
+    unknown = [word for word in words if word.startswith("-")]
+    if unknown or not words:
+        wrong = f"unknown flag {unknown[0]}: there is --csv" if unknown else "which POPULATION? A folder, or org/name"
+        raise PopulationError(f"list: {wrong}")
     where, *filters = words
     population = Population.open(where).where(**_parse(filters))
     if "--csv" in arguments:

@@ -147,7 +147,7 @@ def fetch_manifest(repo: str, revision: str | None = None) -> tuple[Manifest, st
     """
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", repo):
         raise PopulationError(f"{repo}: no such folder, and a repo of a Hub is written `org/name`")
-    with hub_errors("reading", repo):
+    with _no_folder(repo), hub_errors("reading", repo):
         try:
             path = Path(HfApi().hf_hub_download(repo, MANIFEST_FILE, revision=revision))
         except RemoteEntryNotFoundError:
@@ -175,7 +175,7 @@ def fetch_repo(repo: str, revision: str | None = None) -> Path:
     Raises:
         HubError: If the Hub cannot be reached or refuses, or there is no such repo or revision.
     """
-    with hub_errors("fetching", repo):
+    with _no_folder(repo), hub_errors("fetching", repo):
         try:
             ignored = [f"{SNAPSHOT_FOLDER}/*", f"{TRAINING_FOLDER}/*"]
             return Path(HfApi().snapshot_download(repo, revision=revision, ignore_patterns=ignored))
@@ -199,7 +199,7 @@ def list_members(where: str) -> list[str]:
     namespace, _, name = where.partition("/")
     if not _NAME.fullmatch(namespace) or not _NAME.fullmatch(name):
         raise PopulationError(f"{where}: no such folder, and a population on a Hub is written `org/population`")
-    with hub_errors("listing the models of", namespace):
+    with _no_folder(where), hub_errors("looking for the population", where):
         found = list(HfApi().list_models(author=namespace, filter=f"{POPULATION_TAG}{name}"))
         repos = sorted(model.id for model in found if MERGE_TAG not in (model.tags or ()))
         if repos:
@@ -210,6 +210,17 @@ def list_members(where: str) -> list[str]:
     raise PopulationError(
         f"{where}: {namespace} has no population {name!r} at {constants.ENDPOINT}{nearest(name, known)}: {has}"
     )
+
+
+@contextmanager
+def _no_folder(where: str) -> Generator[None, None, None]:
+    """Say that what a Hub does not give is no folder either: whoever mistypes a folder is not sent to the network."""
+    try:
+        yield
+    except HubAnswerError as error:
+        if error.status not in {None, 404}:
+            raise
+        raise HubAnswerError(f"{error} There is no folder {where} here either.", error.status) from error
 
 
 def hide_token(text: str) -> str:

@@ -56,7 +56,10 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        make_folder(folder.absolute())
+        try:
+            make_folder(folder.absolute())
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise HubError(f"{folder} cannot be a Hub's folder: {error.strerror}: name another one") from error
         self.folder = folder.absolute()
         known = {"hub.json", "lock", "objects", "incoming", "repos", "collections", "xet", "requests.log", "garbage"}
         foreign = sorted(path.name for path in self.folder.iterdir() if path.name not in known)
