@@ -94,8 +94,10 @@ def pairs() -> Task:
 
     The first two sentences of a docstring are `next` in their order and `previous` the other way round; `unrelated`
     are the first sentences, or the second ones, of two docstrings of different modules. Every docstring of two
-    sentences or more is in each class once, so no sentence decides alone. Columns are `sentence1` and `sentence2`;
-    chance is 0.33.
+    sentences or more is in each class once. Chance is 0.33. Opening and later sentences are told apart by their words,
+    so that one sentence alone tells something: logistic regression on words reaches 0.51 of the test split from
+    `sentence1`, 0.52 from `sentence2` and 0.57 from both (MNLI: 0.54 from the hypothesis, Gururangan et al. 2018,
+    arXiv:1803.02324).
     """
     split_of = _split_of_packages()
     openings = [passage for passage in _docstrings() if len(passage.sentences) > 1]
