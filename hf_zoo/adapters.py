@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,32 @@ def class_of_adapter(folder: Path) -> tuple[type[PreTrainedModel], PreTrainedCon
         config.label2id = {label: index for index, label in enumerate(labels)}
     config.architectures = [manifest.architecture]
     return find_class(manifest.architecture, str(folder)), config
+
+
+def load_adapter(auto_class: Any, folder: Path, labels: Sequence[str], **kwargs: Any) -> PreTrainedModel:
+    """Load an adapter on its base through a stock Auto class.
+
+    Args:
+        auto_class: The Auto class.
+        folder: The adapter's folder, which has no config of its own.
+        labels: Its classes, of which the base's config knows nothing; none for a language model.
+        **kwargs: Passed to `from_pretrained`.
+
+    Raises:
+        CheckpointError: If the adapter does not fit the base.
+    """
+    if labels:
+        kwargs.setdefault("id2label", dict(enumerate(labels)))
+        kwargs.setdefault("label2id", {label: index for index, label in enumerate(labels)})
+    # The base's head may have another width: the adapter brings its own. What does not fit of the adapter is reported.
+    model, info = auto_class.from_pretrained(
+        str(folder), ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+    )
+    wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for keys in info.values() for key in keys)
+    if wrong:
+        named = ", ".join(wrong[:3])
+        raise CheckpointError(f"{folder}: the adapter does not fit its base {base_folder(folder)}: {named}")
+    return model
 
 
 def base_folder(folder: Path) -> Path:

@@ -169,6 +169,9 @@ class Manifest:
             )
         known = {f.name for f in dataclasses.fields(cls)}
         values = {key: value for key, value in content.items() if key in known}
+        mappings = ("factors", "recipe", "metrics", "dataset", "loading", "method", "versions")
+        if wrong := [key for key in mappings if not isinstance(values.get(key, {}), dict)]:
+            raise PopulationError(f"{source}: {MANIFEST_FILE} is not a manifest of hf_zoo: `{wrong[0]}` is no mapping")
         try:
             values["parents"] = tuple(Parent(**parent) for parent in values.get("parents", ()))
             values["snapshots"] = tuple(Snapshot(**snapshot) for snapshot in values.get("snapshots", ()))
@@ -307,11 +310,10 @@ class Member:
         import transformers
 
         auto_class = getattr(transformers, self.manifest.auto_class or "AutoModel")
-        labels = self.manifest.dataset.get("labels")
-        if self.manifest.library == "peft" and labels:
-            # An adapter's folder has no config of its own, and the base's knows nothing of these labels.
-            kwargs.setdefault("id2label", dict(enumerate(labels)))
-            kwargs.setdefault("label2id", {label: index for index, label in enumerate(labels)})
+        if self.manifest.library == "peft":
+            from hf_zoo.adapters import load_adapter
+
+            return load_adapter(auto_class, self.path(revision), self.manifest.dataset.get("labels") or (), **kwargs)
         if self.manifest.model_type == "zoo_mlp_head":
             import_module("hf_zoo.models.mlp_head")  # registers its class with the Auto classes
         return auto_class.from_pretrained(str(self.path(revision)), **kwargs)

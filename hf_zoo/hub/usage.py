@@ -141,8 +141,11 @@ def _options(manifest: Manifest) -> str:
     if has_own_code(manifest):
         return ", trust_remote_code=True"
     labels = manifest.dataset.get("labels")
-    if manifest.library == "peft" and labels:  # an adapter's repo has no config of its own to tell them
-        return ", id2label={" + ", ".join(f"{i}: {literal(label)}" for i, label in enumerate(labels)) + "}"
+    # An adapter's repo has no config of its own to tell its labels; it brings a head for them, which need not be as
+    # wide as the base's.
+    if manifest.library == "peft" and labels:
+        named = ", ".join(f"{index}: {literal(label)}" for index, label in enumerate(labels))
+        return f", id2label={{{named}}}, ignore_mismatched_sizes=True"
     return ""
 
 

@@ -73,8 +73,11 @@ def test_the_snippets_of_a_merge_run(bert, tmp_path, monkeypatch):
 
 
 def test_an_adapter_is_asked_for_its_own_revision():
-    card = render_card(member(library="peft"), "org/x")
-    assert 'from_pretrained("org/x", adapter_kwargs={"revision": "epoch-001"})' in snippets_of(card)[1]
+    manifest = member(library="peft", dataset={"path": "docs-sentences", "labels": ["a", "b"]})
+    named = ', adapter_kwargs={"revision": "epoch-001"}, id2label={0: "a", 1: "b"}, ignore_mismatched_sizes=True)'
+    assert named in snippets_of(render_card(manifest, "org/x"))[1]
+    unnamed = snippets_of(render_card(member(library="peft", dataset={"path": "docs"}), "org/x"))[1]
+    assert 'from_pretrained("org/x", adapter_kwargs={"revision": "epoch-001"})' in unnamed
 
 
 def test_a_head_with_its_own_code_says_so():
