@@ -15,6 +15,8 @@ from hf_zoo.errors import HubError, ZooError
 
 OUTPUT = Path("runs/demo")
 NAMESPACE = "org"
+POPULATIONS = ("zoo-vit", "zoo-bert", "zoo-bert-tasks")
+MERGE = "merge-sst-mnli"
 
 # Run in a process of its own: nothing of hf_zoo is imported there.
 CHECK = """
@@ -58,8 +60,8 @@ def _demo(serve: bool) -> int:
         os.environ["HF_HOME"] = str((OUTPUT / "hf-home").absolute())
         print(f"A Hub on this machine: {hub.url} (kept in {OUTPUT / 'hub'})")
         _run("pretrain", "recipes/zoo_vit.yaml", "members=0,14,28,42")
-        _run("pretrain", "recipes/bert_mlm.yaml", "members=0")
-        _run("finetune", "recipes/bert_tasks.yaml", f"parent={OUTPUT}/zoo-bert/zoo-bert-000")
+        _run("pretrain", "recipes/bert_mlm.yaml", "vary.seed=[0]")
+        _run("finetune", "recipes/bert_tasks.yaml", "vary.seed=[0]", f"parent={OUTPUT}/zoo-bert/zoo-bert-000")
         _run("merge", "recipes/merge_tasks.yaml", f"population={OUTPUT}/zoo-bert-tasks")
         print("\n== In a fresh process, without hf_zoo")
         _check()
@@ -96,13 +98,23 @@ def _check() -> None:
 
 
 def _list_hub() -> None:
-    from hf_zoo.display import format_table, results_of
+    """Print one row a repo and task, read back from the Hub."""
+    from hf_zoo.display import format_table
+    from hf_zoo.hub.client import fetch_manifest
     from hf_zoo.population import Population
 
-    for name in ("zoo-vit", "zoo-bert", "zoo-bert-tasks"):
-        population = Population.open(f"{NAMESPACE}/{name}")
-        print(f"\n{NAMESPACE}/{name}")
-        print(format_table(results_of(population)))
+    results = [
+        (member.name, member.manifest.task, member.metrics)
+        for name in POPULATIONS
+        for member in Population.open(f"{NAMESPACE}/{name}")
+    ]
+    merge, _ = fetch_manifest(f"{NAMESPACE}/{MERGE}")
+    results += [(MERGE, record["task"], record) for record in merge.results if record["model"] == MERGE]
+    rows = [
+        {"repo": f"{NAMESPACE}/{name}", "task": task, "test accuracy": f"{metrics['test_accuracy']:.3f}"}
+        for name, task, metrics in results
+    ]
+    print(format_table(rows))
 
 
 if __name__ == "__main__":
