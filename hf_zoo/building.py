@@ -135,9 +135,16 @@ def _config(recipe: TrainRecipe, demands: Demands, parent: Path | None) -> PreTr
     else:
         config = _fresh_config(spec, demands)
     for key, value in spec.config.items():
-        if key not in ("architecture", "model_args"):
-            _check_config_key(config, key)
-            _set_config_key(config, key, value)
+        _check_config_key(config, key)
+        # What decides every shape is not set over a parent or a tokenizer, only compared with them.
+        if key == "vocab_size" and demands.vocab_size not in (None, value):
+            raise ModelError(f"model.config.vocab_size is {value}, but the tokenizer has {demands.vocab_size} tokens")
+        if key in ("architecture", "model_args"):
+            if parent is not None and getattr(config, key) != value:
+                theirs = f"the parent {recipe.parent} has {getattr(config, key)!r}"
+                raise ModelError(f"model.config.{key} is {value!r}, but {theirs}: leave it out")
+            continue
+        _set_config_key(config, key, value)
     if demands.labels:
         config.id2label = dict(enumerate(demands.labels))
         config.label2id = {label: index for index, label in enumerate(demands.labels)}

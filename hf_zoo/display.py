@@ -73,6 +73,8 @@ def _train(recipe: TrainRecipe) -> int:
         return 1 if outcome.failures else 0
     print(format_table(results_of(outcome.population)))
     print(f"{len(outcome.population)} members in {outcome.population.folder}")
+    if outcome.elsewhere:
+        print(f"in training by another run on this folder: {', '.join(outcome.elsewhere)}", file=sys.stderr)
     for name, reason in outcome.failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if recipe.publish.namespace is not None:

@@ -44,6 +44,20 @@ class TrainingError(ZooError):
     """Report a member whose training cannot go on: a diverged loss, too little memory."""
 
 
+class DiskFullError(ZooError):
+    """Report that there is no room for a checkpoint; everything up to the last one is kept.
+
+    Args:
+        folder: Where it was to lie.
+    """
+
+    def __init__(self, folder: object) -> None:
+        super().__init__(
+            f"{folder}: the disk is full. Everything up to the last checkpoint is kept: make room, or keep fewer "
+            "snapshots (snapshots.every_epochs, snapshots.keep_last), and run the same command again"
+        )
+
+
 class PopulationError(ZooError):
     """Report a population folder or repo that is missing, foreign or made from another recipe."""
 

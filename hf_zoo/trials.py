@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -169,4 +170,8 @@ def _own_data(member: Ingredient, task: str) -> DataSpec:
     recipe = member.manifest.recipe if member.manifest is not None else {}
     if not isinstance(recipe.get("data"), dict):
         raise MergeError(f"{member.reference}: its manifest does not say its data: give `data.{task}.path`")
-    return bind(recipe["data"], DataSpec, f"{member.reference}: zoo.json", "data")
+    spec = bind(recipe["data"], DataSpec, f"{member.reference}: zoo.json", "data")
+    local = member.manifest is not None and member.manifest.dataset.get("source") == "local"
+    if local and not Path(spec.path).exists():
+        raise MergeError(f"{member.reference}: its data {spec.path!r} is not here: give `data.{task}.path`")
+    return spec

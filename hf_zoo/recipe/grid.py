@@ -152,11 +152,18 @@ def portable(recipe: TrainRecipe | MergeRecipe) -> dict[str, Any]:
         for key in parents:
             holder = holder.get(key, {})
         if last in holder:
-            holder[last] = _without_root(holder[last])
+            holder[last] = without_root(holder[last])
     if isinstance(recipe, MergeRecipe):
         for spec in plain["data"].values():
-            spec["path"] = _without_root(spec["path"])
+            spec["path"] = without_root(spec["path"])
     return plain
+
+
+def without_root(value: Any) -> Any:
+    """Return a value as it may leave this machine: of absolute paths, also in lists, only the last part."""
+    if isinstance(value, list):
+        return [without_root(item) for item in value]
+    return Path(value).name if isinstance(value, str) and (Path(value).is_absolute() or value[:1] == "~") else value
 
 
 def digest(recipe: TrainRecipe | MergeRecipe) -> str:
@@ -264,12 +271,6 @@ def _settings(binder: Binder, factor: str, value: Any, where: str) -> dict[str, 
             binder.bind(content, own, f"{where}.{below}" if below else where)
             settings[path] = content
     return settings
-
-
-def _without_root(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_root(item) for item in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _takes_mapping(hint: Any) -> bool:

@@ -13,6 +13,7 @@ from hf_zoo.recipe.schema import (
     AugmentationSpec,
     FinetuneRecipe,
     MergeRecipe,
+    ObjectiveSpec,
     TokenizerSpec,
     TrainingSpec,
     TrainRecipe,
@@ -53,6 +54,11 @@ OWN_ARGUMENTS = {
     "save_total_limit": "snapshots.keep_last",
     "load_best_model_at_end": "snapshots.best",
     "metric_for_best_model": "snapshots.best",
+    "adam_epsilon": "training.optimizer, whose own default it keeps",
+    "optim_args": "training.optimizer",
+    "save_only_model": "nothing: a run could not be resumed",
+    "ignore_data_skip": "nothing: a resumed run would see other samples",
+    "auto_find_batch_size": "training.batch_size",
     "resume_from_checkpoint": "nothing: a run resumes by itself",
     "push_to_hub": "publish.namespace",
     "hub_model_id": "publish.namespace",
@@ -174,6 +180,14 @@ def _check_objective(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
     name = recipe.objective.name
     if recipe.objective.mode != "scratch" and name != "masked_lm":
         yield "objective.mode", f"is for masked_lm, not for {name}"
+    if name == "masked_lm" and recipe.objective.mode == "scratch" and recipe.parent is not None:
+        yield "objective.mode", "`scratch` starts from random weights: set it to continued, or leave out the parent"
+    default = ObjectiveSpec(name=name)
+    for key in ("temperature", "projection_dim"):
+        if name != "contrastive" and getattr(recipe.objective, key) != getattr(default, key):
+            yield f"objective.{key}", f"is for contrastive, not for {name}"
+    if name != "masked_lm" and recipe.objective.mlm_probability != default.mlm_probability:
+        yield "objective.mlm_probability", f"is for masked_lm, not for {name}"
     if name == "contrastive" and recipe.training.batch_size < 2:
         yield "training.batch_size", "must be 2 or more: contrastive learning compares the images of a batch"
 
@@ -216,7 +230,10 @@ def _check_splits(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
         )
     if data.test_split in {data.train_split, data.validation_split} and data.test_split is not None:
         yield "data.test_split", f"{data.test_split!r} is used for training or choices too: set it to null"
-    if recipe.snapshots.best is not None and data.validation_split is None and data.validation_fraction == 0:
+    best = recipe.snapshots.best
+    if best is not None and not best.startswith("validation_"):
+        yield "snapshots.best", f"chooses by the validation split: expected validation_METRIC, got {best!r}"
+    if best is not None and data.validation_split is None and data.validation_fraction == 0:
         yield "snapshots.best", "needs a validation split: set data.validation_split or data.validation_fraction"
 
 
@@ -228,6 +245,8 @@ def _check_optimizer(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
         yield "training.betas", "are for adamw and adam, not for sgd"
     if training.nesterov and (training.optimizer != "sgd" or not training.momentum):
         yield "training.nesterov", "needs training.optimizer sgd and a training.momentum above 0"
+    if training.schedule == "one_cycle" and training.warmup:
+        yield "training.warmup", "has no effect beside one_cycle, which warms up by itself"
     if training.warmup >= 1 and training.warmup != int(training.warmup):
         yield "training.warmup", f"must be a whole number of steps, or a share below 1, got {training.warmup:g}"
 

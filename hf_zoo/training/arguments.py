@@ -61,14 +61,14 @@ def training_arguments(recipe: TrainRecipe, folder: Path | None) -> TrainingArgu
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": _on_cpu(),
-        "ddp_find_unused_parameters": False,
     }
-    if recipe.model.type == "timm" or recipe.model.adapter is not None or recipe.model.freeze_encoder:
-        values.pop("ddp_find_unused_parameters")
     try:
-        return TrainingArguments(**(values | spec.arguments))
+        arguments = TrainingArguments(**(values | spec.arguments))
     except (TypeError, ValueError) as error:
         raise RecipeError(recipe.name, [f"training: {error}"]) from error
+    if spec.precision == "fp32":
+        arguments.mixed_precision = "no"  # whatever the launcher says
+    return arguments
 
 
 def trackers(spec: TrainingSpec) -> tuple[str, ...]:
@@ -87,12 +87,15 @@ def optimizer_choice(spec: TrainingSpec) -> tuple[type[torch.optim.Optimizer], d
 
 
 def _check_further(source: str, arguments: dict[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(TrainingArguments)]
-    mistakes = [
-        f"training.arguments.{name}: TrainingArguments has no such field{nearest(name, known)}"
-        for name in arguments
-        if name not in known
-    ]
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    mistakes = []
+    for name, value in arguments.items():
+        if name not in defaults:
+            hint = nearest(name, list(defaults))
+            mistakes.append(f"training.arguments.{name}: TrainingArguments has no such field{hint}")
+        elif type(defaults[name]) in (bool, int, float) and type(value) not in (bool, int, float):
+            kind = type(defaults[name]).__name__
+            mistakes.append(f"training.arguments.{name}: expected {kind}, got {value!r}")
     if mistakes:
         raise RecipeError(source, mistakes)
 

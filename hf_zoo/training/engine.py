@@ -5,17 +5,18 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fcntl import LOCK_EX, LOCK_NB, flock
+from fcntl import LOCK_EX, LOCK_NB, lockf
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
-from hf_zoo.errors import PopulationError, TrainingError
+from hf_zoo.errors import PopulationError, TrainingError, ZooError
 from hf_zoo.files import write_json
 from hf_zoo.population import POPULATION_FILE, SCHEMA, Manifest, Population, read_index
 from hf_zoo.recipe.grid import MemberPlan, canonical, differences, digest, expand, select
@@ -24,6 +25,7 @@ from hf_zoo.training.estimate import Estimate, estimate
 from hf_zoo.training.member import check_folder, mark_failed, train_member
 
 LOCK_FILE = ".lock"
+Result = TypeVar("Result")
 
 
 class Listener(Protocol):
@@ -52,10 +54,12 @@ class Outcome:
     Attributes:
         population: Its members so far.
         failures: Member's name -> why it failed.
+        elsewhere: Members another run on the same folder is training.
     """
 
     population: Population
     failures: dict[str, str] = field(default_factory=dict)
+    elsewhere: list[str] = field(default_factory=list)
 
 
 def train_population(recipe: TrainRecipe, listener: Listener) -> Outcome:
@@ -71,19 +75,24 @@ def train_population(recipe: TrainRecipe, listener: Listener) -> Outcome:
     """
     folder = Path(recipe.output) / recipe.name
     plans = select(expand(recipe), recipe.members)
-    check_population(recipe, folder)
-    waiting = [plan for plan in plans if not _is_finished(plan, folder)]
+    waiting = _on_main(lambda: _waiting(recipe, plans, folder))
     if waiting:
-        check_space(estimate(waiting), folder)
-        _write_index(recipe, folder)
+        costs = estimate(waiting, PartialState().num_processes)
+        _on_main(lambda: check_space(costs, folder))
+        _on_main(lambda: _write_index(recipe, folder))
     if PartialState().is_main_process:
         listener.begin(folder, plans, len(plans) - len(waiting))
     failures: dict[str, str] = {}
+    elsewhere: list[str] = []
     with _cheap_collections():
         for plan in waiting:
-            _train_one(plan, folder, recipe.name, listener, failures)
+            with _locked(folder / plan.name) as free:
+                if free:
+                    _train_one(plan, folder, recipe.name, listener, failures)
+                else:
+                    elsewhere.append(plan.name)
     PartialState().wait_for_everyone()
-    return Outcome(Population.open(folder), failures)
+    return Outcome(Population.open(folder), failures, elsewhere)
 
 
 def check_population(recipe: TrainRecipe, folder: Path) -> None:
@@ -126,23 +135,29 @@ def check_space(needed: Estimate, folder: Path) -> None:
         )
 
 
+def _waiting(recipe: TrainRecipe, plans: Sequence[MemberPlan], folder: Path) -> list[MemberPlan]:
+    """Return the members that are not finished, after checking that all the folder holds is of this recipe."""
+    check_population(recipe, folder)
+    return [plan for plan in plans if not _is_finished(plan, folder)]
+
+
 def _train_one(plan: MemberPlan, folder: Path, population: str, listener: Listener, failures: dict[str, str]) -> None:
-    main = PartialState().is_main_process
-    with _locked(folder / plan.name) as free:
-        if not free:
-            return  # another process on this folder trains it
+    main, alone = PartialState().is_main_process, PartialState().num_processes == 1
+    if main:
+        listener.member(plan)
+    try:
+        manifest = train_member(plan, folder / plan.name, population, listener.step if main else _unheard)
+    except (TrainingError, torch.OutOfMemoryError) as error:
+        # A diverged loss is seen by all processes alike; too little memory by one, whose end then ends the launch.
+        if isinstance(error, torch.OutOfMemoryError) and not alone:
+            raise
+        failures[plan.name] = str(error)
         if main:
-            listener.member(plan)
-        try:
-            manifest = train_member(plan, folder / plan.name, population, listener.step if main else _unheard)
-        except (TrainingError, torch.OutOfMemoryError) as error:
-            failures[plan.name] = str(error)
-            if main:
-                mark_failed(folder / plan.name, str(error))
-                listener.failed(plan, str(error))
-        else:
-            if main:
-                listener.finished(manifest)
+            mark_failed(folder / plan.name, str(error))
+            listener.failed(plan, str(error))
+    else:
+        if main:
+            listener.finished(manifest)
 
 
 def _is_finished(plan: MemberPlan, folder: Path) -> bool:
@@ -150,8 +165,28 @@ def _is_finished(plan: MemberPlan, folder: Path) -> bool:
     return manifest is not None and manifest.status == "finished"
 
 
+def _on_main(body: Callable[[], Result]) -> Result:
+    """Do something in the main process alone; every process gets its result, or its error.
+
+    Raises:
+        ZooError: What the main process met, so that all of them stop.
+    """
+    answer: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            answer[0] = body()
+        except ZooError as error:
+            answer[1] = str(error)
+            if PartialState().num_processes == 1:
+                raise
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise ZooError(answer[1])
+    return answer[0]
+
+
 def _write_index(recipe: TrainRecipe, folder: Path) -> None:
-    if not PartialState().is_main_process or (folder / POPULATION_FILE).is_file():
+    if (folder / POPULATION_FILE).is_file():
         return
     members = [{"name": plan.name, "factors": plan.factors} for plan in expand(recipe)]
     content = {
@@ -181,27 +216,30 @@ def _cheap_collections() -> Generator[None]:
 
 @contextmanager
 def _locked(member: Path) -> Generator[bool]:
-    """Hold a member against other runs on the same folder; processes of one launch share the main one's lock.
+    """Hold a member against other runs on the same folder.
 
     Yields:
-        Whether the member was free.
+        Whether the member was free, in every process alike.
     """
-    if not PartialState().is_main_process:
-        yield True
-        return
-    member.mkdir(parents=True, exist_ok=True)
-    with (member / LOCK_FILE).open("w") as file:
+    free = [True]
+    file = None
+    if PartialState().is_main_process:
+        member.mkdir(parents=True, exist_ok=True)
+        file = (member / LOCK_FILE).open("w")
         try:
-            flock(file, LOCK_EX | LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            (member / LOCK_FILE).unlink(missing_ok=True)
-            if not any(member.iterdir()):
-                os.rmdir(member)
+            lockf(file, LOCK_EX | LOCK_NB)  # not flock, which worker processes would inherit and outlive us with
+        except OSError:
+            free = [False]
+    broadcast_object_list(free)
+    try:
+        yield free[0]
+    finally:
+        if file is not None:
+            if free[0]:
+                (member / LOCK_FILE).unlink(missing_ok=True)
+                if not any(member.iterdir()):
+                    os.rmdir(member)
+            file.close()
 
 
 def _unheard(done: int, total: int) -> None:

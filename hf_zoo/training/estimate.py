@@ -33,7 +33,8 @@ class MemberEstimate:
         num_saved: Weights in a snapshot: the adapter's alone where there is one.
         num_steps: Optimizer steps.
         num_snapshots: Snapshots kept.
-        num_bytes: Bytes on disk at the most, with the checkpoint to resume from.
+        num_bytes: Bytes that stay on disk.
+        num_resume_bytes: Bytes of the checkpoint to resume from, which lies there while the member is trained.
     """
 
     num_parameters: int
@@ -41,6 +42,7 @@ class MemberEstimate:
     num_steps: int
     num_snapshots: int
     num_bytes: int
+    num_resume_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ class Estimate:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes on disk at the most."""
-        return sum(member.num_bytes for member in self.members.values())
+        """Bytes on disk at the most: one member is trained at a time."""
+        members = self.members.values()
+        return sum(m.num_bytes for m in members) + max((m.num_resume_bytes for m in members), default=0)
 
 
 def estimate(plans: Sequence[MemberPlan], num_processes: int = 1) -> Estimate:
@@ -135,6 +138,6 @@ def _estimate_member(recipe: TrainRecipe, num_processes: int) -> MemberEstimate:
     trainable = sum(math.prod(p.shape) for p in prepared.model.parameters() if p.requires_grad)
     saved = trainable if recipe.model.adapter is not None else total
     weights = saved * BYTES_A_WEIGHT
-    # The last snapshot and the root both hold the weights; the checkpoint shares the last snapshot's file.
-    num_bytes = weights * (kept + 1) + trainable * BYTES_A_WEIGHT * MOMENTS[spec.optimizer]
-    return MemberEstimate(total, saved, num_steps, kept, num_bytes)
+    checkpoint = weights + trainable * BYTES_A_WEIGHT * MOMENTS[spec.optimizer]
+    # The root holds the weights once more. A checkpoint goes when the next one is whole: for a moment there are two.
+    return MemberEstimate(total, saved, num_steps, kept, weights * (kept + 1), 2 * checkpoint)

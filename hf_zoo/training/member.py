@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,14 +9,16 @@ from typing import Any, cast
 
 from accelerate import PartialState
 from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
 from hf_zoo.building import AUTO_CLASSES, num_parameters
-from hf_zoo.errors import PopulationError, TrainingError
+from hf_zoo.errors import DiskFullError, PopulationError
 from hf_zoo.evaluation import evaluate_model
 from hf_zoo.files import weights_digest
 from hf_zoo.heads import stock_model
 from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, TRAINING_FOLDER, Manifest, Snapshot
-from hf_zoo.recipe.grid import MemberPlan, differences, digest, portable
+from hf_zoo.recipe.grid import MemberPlan, differences, digest, portable, without_root
 from hf_zoo.recipe.schema import TrainRecipe
 from hf_zoo.training.arguments import TENSORBOARD, trackers, training_arguments
 from hf_zoo.training.callbacks import (
@@ -31,7 +31,7 @@ from hf_zoo.training.callbacks import (
 )
 from hf_zoo.training.preparing import Prepared, prepare
 from hf_zoo.training.snapshots import copy_files, latest_checkpoint
-from hf_zoo.training.trainer import ZooTrainer
+from hf_zoo.training.trainer import ZooTrainer, is_disk_full
 from hf_zoo.versions import installed_versions
 
 
@@ -49,7 +49,8 @@ def train_member(plan: MemberPlan, folder: Path, population: str, report: Callab
 
     Raises:
         PopulationError: If the folder belongs to another recipe.
-        TrainingError: If the loss diverges, memory runs out or the disk is full.
+        TrainingError: If the loss diverges.
+        DiskFullError: If there is no room for a checkpoint.
     """
     existing = check_folder(plan, folder)
     if existing is not None and existing.status == "finished":
@@ -65,9 +66,9 @@ def train_member(plan: MemberPlan, folder: Path, population: str, report: Callab
         if main:
             manifest = _finish(folder, manifest, snapshots)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_disk_full(error, folder.parent):
             raise
-        raise TrainingError(_disk_full(folder)) from error
+        raise DiskFullError(folder) from error
     PartialState().wait_for_everyone()
     return manifest
 
@@ -85,7 +86,7 @@ def check_folder(plan: MemberPlan, folder: Path) -> Manifest | None:
         changes = differences(manifest.recipe, portable(plan.recipe))
         raise PopulationError(
             f"{folder} holds a member of another recipe; what differs (old -> new):\n  "
-            + "\n  ".join(changes or ["nothing but the digest: the folder was made by another version"])
+            + "\n  ".join(changes or ["a path outside the folder, or the version of hf_zoo"])
             + "\nChoose another `name` or `output`, or delete the folder"
         )
     return manifest
@@ -107,7 +108,7 @@ def _first_manifest(plan: MemberPlan, population: str, prepared: Prepared) -> Ma
         objective=recipe.objective.name,
         task=recipe.task or Path(recipe.data.path).name,
         description=recipe.description,
-        factors=plan.factors,
+        factors={path: without_root(value) for path, value in plan.factors.items()},
         parents=(prepared.parent.entry,) if prepared.parent is not None else (),
         recipe=portable(recipe),
         digest=digest(recipe),
@@ -144,10 +145,18 @@ def _train(
     snapshots = SnapshotCallback(trainer, folder, recipe.snapshots, records)
     for callback in (records, snapshots, ProgressCallback(report)):
         trainer.add_callback(callback)
-    if TENSORBOARD in trackers(recipe.training):
+    if TENSORBOARD in trackers(recipe.training) and trainer.is_world_process_zero():
         trainer.add_callback(tensorboard_callback(folder.parent / TENSORBOARD / folder.name))
     checkpoint = latest_checkpoint(folder / TRAINING_FOLDER)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)) if checkpoint is not None else None
+    if state is not None and state.global_step >= state.max_steps:
+        # Killed after its last step: the Trainer would finish the epoch, so only the callbacks catch up.
+        for callback in (records, snapshots):
+            callback.on_train_begin(
+                trainer.args, state, trainer.control, train_dataloader=trainer.get_train_dataloader()
+            )
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     return snapshots.kept
 
 
@@ -214,11 +223,3 @@ def _best_record(manifest: Manifest, records: list[dict[str, Any]]) -> dict[str,
 
 def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in record.items() if key not in ("epoch", "step", "learning_rate")}
-
-
-def _disk_full(folder: Path) -> str:
-    free = shutil.disk_usage(folder).free if os.path.isdir(folder) else 0
-    return (
-        f"{folder}: the disk is full ({free / 2**20:.0f} MiB free). Everything up to the last checkpoint is kept: "
-        "make room, or keep fewer snapshots (snapshots.keep_last), and run the same command again"
-    )

@@ -145,7 +145,7 @@ def _splits(spec: DataSpec) -> Splits:
 
 
 # What decoding and tokenising depend on -> their result, the last few; members of a population mostly share one.
-_known_tables: dict[str, Tables] = {}
+known_tables: dict[str, Tables] = {}
 MAX_KNOWN_TABLES = 4
 
 
@@ -154,11 +154,11 @@ def _tables(recipe: TrainRecipe, splits: Splits, parent: ParentModel | None) -> 
     folder = parent.folder if parent is not None else None
     channels = recipe.model.config.get("num_channels"), recipe.model.config.get("model_args")
     key = repr((recipe.data, recipe.tokenizer, recipe.objective, folder, channels))
-    if key not in _known_tables:
-        while len(_known_tables) >= MAX_KNOWN_TABLES:
-            del _known_tables[next(iter(_known_tables))]
-        _known_tables[key] = build_tables(recipe, splits, _processor(recipe, parent))
-    shared = _known_tables[key]
+    if key not in known_tables:
+        while len(known_tables) >= MAX_KNOWN_TABLES:
+            del known_tables[next(iter(known_tables))]
+        known_tables[key] = build_tables(recipe, splits, _processor(recipe, parent))
+    shared = known_tables[key]
     make = partial(
         build_collator,
         recipe.objective,
@@ -178,6 +178,8 @@ def _processor(recipe: TrainRecipe, parent: ParentModel | None) -> Any:
     """Return the tokenizer or image processor the recipe or the parent brings; null when the data makes one."""
     if recipe.objective.name in TEXT_OBJECTIVES:
         if recipe.tokenizer.path is not None:
+            if parent is not None:
+                _check_vocabulary(recipe.tokenizer.path, parent)
             return None  # the tables load it
         return _tokenizer(parent.folder) if parent is not None else None
     if parent is None:
@@ -186,6 +188,16 @@ def _processor(recipe: TrainRecipe, parent: ParentModel | None) -> Any:
         return AutoImageProcessor.from_pretrained(parent.folder)
     except (OSError, ValueError, KeyError):
         return None  # a parent without processor: the data's own mean and size are used
+
+
+def _check_vocabulary(path: str, parent: ParentModel) -> None:
+    """Check that a recipe's tokenizer gives every token the number the parent knows it by."""
+    own, known = AutoTokenizer.from_pretrained(path).get_vocab(), _tokenizer(parent.folder).get_vocab()
+    if own != known:
+        raise ModelError(
+            f"tokenizer.path: {path} has another vocabulary ({len(own)} tokens) than the parent {parent.entry.repo} "
+            f"({len(known)}): leave it out to take the parent's"
+        )
 
 
 @lru_cache(maxsize=4)

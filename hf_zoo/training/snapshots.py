@@ -74,12 +74,12 @@ def keep_snapshot(checkpoint: Path, member: Path, name: str) -> Path:
     Files are hard links where the file system has them: a checkpoint is never written to again.
     """
     target = member / SNAPSHOT_FOLDER / name
+    old = target.with_name(f".{name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # of a run killed in the middle of this
     partial = target.with_name(f".{name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     copy_files(checkpoint, partial, link=True)
     if target.exists():
-        old = target.with_name(f".{name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
         partial.rename(target)
         shutil.rmtree(old)

@@ -6,6 +6,7 @@ resume that loads every architecture strictly, and a running loss that survives 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from hf_zoo.errors import CheckpointError
+from hf_zoo.errors import CheckpointError, DiskFullError
 from hf_zoo.files import write_json
 from hf_zoo.heads import trunk_module
 from hf_zoo.losses import compute_loss
@@ -29,6 +31,7 @@ from hf_zoo.training.arguments import optimizer_choice
 from hf_zoo.training.snapshots import CHECKPOINT_PREFIX
 
 EPOCH_STATE_FILE = "epoch_state.json"
+FREE_BYTES_AT_LEAST = 64 << 20
 
 
 class ZooTrainer(Trainer):
@@ -82,6 +85,7 @@ class ZooTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False  # we divide, see `loss_is_scaled_for_ga`
         self.loss_sum = torch.zeros((), device=args.device)
+        self.add_callback(EpochCallback())
         if args.disable_tqdm:
             self.pop_callback(PrinterCallback)
 
@@ -139,15 +143,21 @@ class ZooTrainer(Trainer):
         if self.is_world_process_zero():
             shutil.rmtree(self._partial_folder, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+        partial = self._partial_folder
         try:
             super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not is_disk_full(error, folder):
+                raise
+            shutil.rmtree(partial, ignore_errors=True)
+            raise DiskFullError(folder) from error
         finally:
-            partial, self._partial_folder = self._partial_folder, None
+            self._partial_folder = None
         loss_sum = self.accelerator.reduce(self.loss_sum.detach().clone(), "mean").item()
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             name = f"{CHECKPOINT_PREFIX}{self.state.global_step}"
-            write_json(partial / name / EPOCH_STATE_FILE, {"loss_sum": loss_sum})
+            write_json(partial / name / EPOCH_STATE_FILE, {"loss_sum": loss_sum, **self._setting()})
             _sync_folder(partial / name)
             shutil.rmtree(folder / name, ignore_errors=True)
             os.replace(partial / name, folder / name)
@@ -165,6 +175,11 @@ class ZooTrainer(Trainer):
         """Load a checkpoint strictly, through `from_pretrained`, which knows the names on disk of every family."""
         folder = Path(resume_from_checkpoint)
         state = json.loads((folder / EPOCH_STATE_FILE).read_text())
+        changed = [f"{key} {state[key]}, now {value}" for key, value in self._setting().items() if state[key] != value]
+        if changed:
+            raise CheckpointError(
+                f"{folder}: was trained with {'; '.join(changed)}: go on as it began, or delete the member's folder"
+            )
         self.loss_sum.fill_(state["loss_sum"])
         unwrapped = self.accelerator.unwrap_model(self.model if model is None else model)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or not isinstance(unwrapped, PreTrainedModel):
@@ -172,8 +187,39 @@ class ZooTrainer(Trainer):
             return
         load_strictly(unwrapped, folder)
 
+    def _setting(self) -> dict[str, Any]:
+        """Return what a resumed run must share with the one before it: it decides what a step is."""
+        return {"num_processes": self.accelerator.num_processes, "precision": self.accelerator.mixed_precision}
+
     def _load_best_model(self) -> None:
         load_strictly(self.accelerator.unwrap_model(self.model), Path(str(self.state.best_model_checkpoint)))
+
+
+class EpochCallback(TrainerCallback):
+    """Tell the training table which epoch its samples are drawn in.
+
+    accelerate tells the sampler, and the table only where there is no sampler of its own: not in a resumed epoch, and
+    not with several processes.
+    """
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the epoch, before the first sample is asked for."""
+        dataset = kwargs["train_dataloader"].dataset
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(int(state.epoch or 0))
+
+
+def is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Whether a failed write failed for want of room; the libraries say it in their own words."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    text = str(error)
+    if "os error 28" in text or "No space left" in text or "os error 122" in text:
+        return True
+    # torch.save says only that its archive came out too short.
+    return "inline_container" in text and shutil.disk_usage(folder).free < FREE_BYTES_AT_LEAST
 
 
 def load_strictly(model: PreTrainedModel, folder: Path) -> None:

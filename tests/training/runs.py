@@ -8,6 +8,7 @@ import torch
 from hf_zoo.recipe.loader import build_recipe
 from hf_zoo.recipe.schema import PretrainRecipe
 from hf_zoo.training.engine import train_population
+from hf_zoo.training.preparing import known_tables
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 VIT = {"type": "vit", "config": {**SMALL, "patch_size": 4, "hidden_dropout_prob": 0.1}}
@@ -64,6 +65,7 @@ def kill_at(recipe, step):
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)
+        known_tables.clear()  # what it has in memory must not reach the run that goes on
         try:
             train_population(recipe, Quiet(step, lambda: os.kill(os.getpid(), signal.SIGKILL)))
         finally:

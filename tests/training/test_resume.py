@@ -1,10 +1,15 @@
 """A killed run, run again, is the run that was never killed: the same bytes in every file."""
 
+import os
+import signal
+
 import pytest
 
 from hf_zoo.population import Member
 from hf_zoo.recipe.schema import FinetuneRecipe
+from hf_zoo.training import callbacks
 from hf_zoo.training.engine import train_population
+from hf_zoo.training.preparing import known_tables
 from runs import KINDS, Quiet, bytes_of, kill_at, make_recipe
 
 # An epoch has 6 steps (of texts a few more). Kept are every fourth step, the ends of epochs and the best of them.
@@ -22,7 +27,8 @@ def whole(request, tmp_path_factory):
     return request.param, bytes_of(run(make_recipe(request.param, output, snapshots=SNAPSHOTS)).folder)
 
 
-@pytest.mark.parametrize("step", [1, 5, 7])  # before any checkpoint, between two, just after an epoch
+# Before any checkpoint, between two, and in the middle of the second epoch, from a checkpoint there.
+@pytest.mark.parametrize("step", [1, 5, 11])
 def test_a_killed_run_resumes_to_the_same_bytes(whole, step, tmp_path):
     kind, expected = whole
     recipe = make_recipe(kind, tmp_path, snapshots=SNAPSHOTS)
@@ -51,3 +57,32 @@ def test_a_run_killed_twice_and_an_adapter_resume_too(tmp_path):
     assert got.keys() == expected.keys()
     assert [name for name in expected if expected[name] != got[name]] == []
     assert "zoo-000/adapter_model.safetensors" in got
+
+
+def test_a_run_killed_after_its_last_step_only_finishes(tmp_path):
+    # Ten steps of six an epoch: the Trainer, asked to resume there, would train the epoch to its end.
+    keys = {"training": {"epochs": 2, "batch_size": 16, "max_steps": 10}, "snapshots": SNAPSHOTS}
+    expected = bytes_of(run(make_recipe("vit", tmp_path / "whole", **keys)).folder)
+    recipe = make_recipe("vit", tmp_path / "killed", **keys)
+
+    def kill_when_saved():
+        original = callbacks.SnapshotCallback.on_save
+
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 10:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(self, args, state, control, **kwargs)
+
+        callbacks.SnapshotCallback.on_save = on_save
+
+    child = os.fork()
+    if child == 0:
+        known_tables.clear()
+        kill_when_saved()
+        train_population(recipe, Quiet())
+        os._exit(1)
+    os.waitpid(child, 0)
+    checkpoints = list((tmp_path / "killed" / "zoo" / "zoo-000" / ".training").glob("checkpoint-*"))
+    assert [path.name for path in checkpoints] == ["checkpoint-10"]
+    got = bytes_of(run(recipe).folder)
+    assert [name for name in expected if expected[name] != got.get(name)] == []
