@@ -28,7 +28,7 @@ demo: $(INSTALLED) ## train, publish, merge and load a small population on this 
 	$(PYTHON) -m hf_zoo.demo
 
 test: $(INSTALLED) ## run the tests
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --dist loadfile
 
 merge: $(INSTALLED) ## merge members: TASKS=sst,mnli METHOD= POPULATION= BASE= DATA= HUB=
 	@test -n "$(TASKS)" || { echo "say which tasks: make merge TASKS=sst,mnli" >&2; exit 2; }
