@@ -17,7 +17,7 @@ extras = {
     "bench": ["pandas", "tabulate"],
     "docs": ["mkdocs-material", "mkdocstrings[python]"],
     "quality": ["ruff", "mypy", "types-PyYAML"],
-    "test": ["pytest", "pytest-xdist"],
+    "test": ["hypothesis", "pytest", "pytest-xdist"],
 }
 extras["dev"] = [*extras["quality"], *extras["test"], "tensorboard"]
 
