@@ -177,7 +177,8 @@ def test_the_compact_form_holds_only_what_differs_from_the_defaults():
 
 
 def test_an_optional_section_of_defaults_is_not_lost():
-    content = {"name": "a", "objective": "masked_lm", "parent": "p", "data": "docs", "model": {"adapter": "lora"}}
+    content = {"name": "a", "objective": "sequence_classification", "parent": "p", "data": "docs-sentences"}
+    content |= {"model": {"adapter": "lora"}}
     tuned = build_recipe(content, FinetuneRecipe, "test")
     assert canonical(tuned)["model"] == {"adapter": {}}
     assert digest(tuned) != digest(build_recipe(content | {"model": {}}, FinetuneRecipe, "test"))

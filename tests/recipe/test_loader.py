@@ -68,7 +68,7 @@ def test_a_merge_recipe_refuses_the_keys_of_training(mistakes):
         ("snapshots.every_epochs=", lambda r: r.snapshots.every_epochs, None),
         ("model.config.layers=2", lambda r: r.model.config, {"hidden_size": 32, "layers": 2}),
         ("model.config.inner.deep=[1]", lambda r: r.model.config["inner"], {"deep": [1]}),
-        ("objective.temperature=0.5", lambda r: r.objective.temperature, 0.5),
+        ("data.validation_fraction=0.5", lambda r: r.data.validation_fraction, 0.5),
         ("objective=contrastive", lambda r: r.objective.name, "contrastive"),
         ("data.path=org/a=b", lambda r: r.data.path, "org/a=b"),
         ("members=0:1", lambda r: r.members, "0:1"),
@@ -83,9 +83,9 @@ def test_an_override_is_set_after_the_file(load, small, override, lookup, value)
 
 
 def test_an_override_keeps_what_a_shorthand_said(load, small):
-    recipe = load(small, "data.validation_fraction=0.2", "objective.temperature=0.1")
+    recipe = load(small, "data.validation_fraction=0.2", "objective=contrastive", "objective.temperature=0.1")
     assert (recipe.data.path, recipe.data.validation_fraction) == ("digits", 0.2)
-    assert recipe.objective == ObjectiveSpec(name="image_classification", temperature=0.1)
+    assert recipe.objective == ObjectiveSpec(name="contrastive", temperature=0.1)
 
 
 def test_the_last_of_two_overrides_wins(load, small):
@@ -159,7 +159,7 @@ def test_the_error_names_the_file_and_counts_the_mistakes(load, tmp_path):
 
 
 def test_plain_data_is_bound_as_strictly_as_a_file():
-    content = {"name": "a", "objective": "masked_lm", "data": "docs", "parent": "runs/x/x-000"}
+    content = {"name": "a", "objective": "sequence_classification", "data": "docs-sentences", "parent": "runs/x/x-000"}
     assert build_recipe(content, FinetuneRecipe, "here").parent == "runs/x/x-000"
     with pytest.raises(RecipeError, match="here: 1 mistake\n  - parnt: unknown key"):
         build_recipe(content | {"parnt": "x"}, FinetuneRecipe, "here")
