@@ -37,7 +37,7 @@ JOBS = {
     },
     "bert": {
         "objective": "masked_lm",
-        "data": {"path": "docs", "max_length": 64, "num_train": 400, "num_eval": 40},
+        "data": {"path": "docs", "max_length": 64, "num_train": 100, "num_eval": 20},
         "tokenizer": {"vocab_size": 2000},
         "model": {"type": "bert", "config": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
                                              "intermediate_size": 512}},
