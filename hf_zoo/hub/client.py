@@ -200,6 +200,8 @@ def list_members(where: str) -> list[str]:
     if not _NAME.fullmatch(namespace) or not _NAME.fullmatch(name):
         raise PopulationError(f"{where}: no such folder, and a population on a Hub is written `org/population`")
     with _no_folder(where), hub_errors("looking for the population", where):
+        # `list_models` tries for half a minute before it says that nobody answers; this says it at once.
+        get_session().head(constants.ENDPOINT)
         found = list(HfApi().list_models(author=namespace, filter=f"{POPULATION_TAG}{name}"))
         repos = sorted(model.id for model in found if MERGE_TAG not in (model.tags or ()))
         if repos:

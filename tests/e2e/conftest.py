@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from commands import tree, verb, write_recipes
+from huggingface_hub import constants
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,7 @@ def work(trained, tmp_path, monkeypatch):
     folder = tmp_path / "work"
     shutil.copytree(trained, folder)
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody: a test that asks a Hub brings one
     return folder
 
 
