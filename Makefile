@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo test merge hub style quality bench clean
+.PHONY: help install demo test readme merge hub style quality bench clean
 
 # Everything lives in a virtual environment of its own, made at the first use and again when setup.py changes.
 VENV ?= .venv
@@ -28,7 +28,10 @@ demo: $(INSTALLED) ## train, publish, merge and load a small population on this 
 	$(PYTHON) -m hf_zoo.demo
 
 test: $(INSTALLED) ## run the tests
-	$(PYTHON) -m pytest -n auto --dist loadfile
+	$(PYTHON) -m pytest -n auto --dist loadfile -m "not readme"
+
+readme: $(INSTALLED) ## run every command of the README as written, in minutes
+	$(PYTHON) -m pytest -m readme tests/test_readme.py
 
 merge: $(INSTALLED) ## merge members: TASKS=sst,mnli METHOD= POPULATION= BASE= DATA= HUB=
 	@test -n "$(TASKS)" || { echo "say which tasks: make merge TASKS=sst,mnli" >&2; exit 2; }
