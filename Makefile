@@ -28,7 +28,7 @@ demo: $(INSTALLED) ## train, publish, merge and load a small population on this 
 	$(PYTHON) -m hf_zoo.demo
 
 test: $(INSTALLED) ## run the tests
-	$(PYTHON) -m pytest -n auto --dist loadfile -m "not readme"
+	$(PYTHON) -m pytest -n auto --dist loadfile
 
 readme: $(INSTALLED) ## run every command of the README as written, in minutes
 	$(PYTHON) -m pytest -m readme tests/test_readme.py

@@ -24,7 +24,8 @@ PORT = "8642"
 MAX_SECONDS = 1800  # guards against a hang; the whole file takes minutes on two idle cores
 WITHOUT_HF_ZOO = "\nimport sys\nassert not [name for name in sys.modules if name.partition('.')[0] == 'hf_zoo']\n"
 
-pytestmark = pytest.mark.readme
+pytestmark = pytest.mark.e2e
+trains = pytest.mark.readme  # for what waits for minutes of training: `make readme` runs it
 
 
 class Reader:
@@ -132,6 +133,7 @@ def in_turn():
         yield pytest.param(index, id=block.splitlines()[0], marks=[pytest.mark.slow] if slow else [])
 
 
+@trains
 @pytest.mark.parametrize("index", in_turn())
 def test_every_block_runs(reader, index):
     reader.read(index)
@@ -154,6 +156,7 @@ def test_the_recipe_shown_is_one(tmp_path):
     ]
 
 
+@trains
 def test_the_demo_shows_members_merge_and_hub(reader):
     said = reader.read(place_of("make demo"))
     shown = ["zoo-vit-042", "zoo-bert-000", "zoo-bert-tasks-000", "merge-sst-mnli", "http://127.0.0.1:"]
@@ -183,6 +186,7 @@ def test_the_demo_shows_members_merge_and_hub(reader):
     subprocess.run([sys.executable, "-c", code + WITHOUT_HF_ZOO], cwd=reader.folder / "runs", env=fresh, check=True)
 
 
+@trains
 def test_the_language_models_are_trained(reader):
     reader.read(place_of("recipes/bert_mlm.yaml"))
     index = json.loads((reader.folder / "runs/zoo-bert/population.json").read_text())
@@ -194,6 +198,7 @@ def test_the_language_models_are_trained(reader):
         assert trained["test_loss"] < untrained["test_loss"] - 1
 
 
+@trains
 def test_the_merge_has_a_trunk_and_two_heads_measured_against_their_parents(reader):
     said = reader.read(place_of("make merge TASKS=sst,mnli"))
     folder = reader.folder / "runs/merges/merge-sst-mnli"
@@ -214,6 +219,7 @@ def test_the_merge_has_a_trunk_and_two_heads_measured_against_their_parents(read
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@trains
 def test_make_merge_says_what_is_wrong(reader):
     reader.read(place_of("make merge TASKS=sst,mnli"))
     assert re.search(r"it has mnli \(\d\), sst \(\d\)", reader.run("bash", "make merge TASKS=sts\n", status=2))
@@ -222,7 +228,6 @@ def test_make_merge_says_what_is_wrong(reader):
 
 def test_every_variable_of_make_merge_is_passed_on(reader):
     (command,) = re.findall(r"`(make merge TASKS=sst,mnli METHOD=[^`]*)`", README)
-    reader.read(place_of("make merge TASKS=sst,mnli"))
     command = command.replace("BASE=", "BASE=org/base").replace("METHOD=average", "METHOD=greedy_soup")
     run = subprocess.run(
         ["bash", "-c", command.replace("make", "make -n", 1)],
@@ -235,6 +240,7 @@ def test_every_variable_of_make_merge_is_passed_on(reader):
     ]  # fmt: skip
 
 
+@trains
 def test_the_models_on_the_hub_need_no_hf_zoo(reader):
     index = place_of("from transformers import AutoModel")
     reader.read(index)
@@ -257,6 +263,7 @@ def test_a_dry_run_lists_members_and_leaves_no_trace(reader):
     assert (sorted((reader.folder / "runs").iterdir()) if (reader.folder / "runs").exists() else []) == before
 
 
+@trains
 def test_the_population_on_the_hub_is_tabled_and_merged(reader):
     said = reader.read(place_of('Population.open("org/zoo-vit")'))
     assert re.findall(r"zoo-vit-\d+", said) == ["zoo-vit-000", "zoo-vit-042"]
