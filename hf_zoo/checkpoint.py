@@ -19,16 +19,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hf_zoo.errors import CheckpointError
+from hf_zoo.folders import new_folder, require_space
 from hf_zoo.shards import (
     INDEX_FILE,
     MAX_SHARD_BYTES,
     WEIGHTS_FILE,
+    OpenFile,
     TensorInfo,
     describe_nonfinite,
     is_finite,
-    new_folder,
     read_header,
-    require_space,
     write_weights,
 )
 
@@ -48,14 +48,21 @@ class CheckpointReader(Mapping[str, Tensor]):
         layout: Names in order, with shapes and types.
         read: Returns the tensor of a name.
         files: Name -> the file that holds it; nothing for tensors in memory.
+        read_piece: Returns entries `start` to `stop` of a tensor laid out flat; null cuts them out of the tensor.
     """
 
     def __init__(
-        self, source: str, layout: Mapping[str, TensorInfo], read: Callable[[str], Tensor], files: Mapping[str, Path]
+        self,
+        source: str,
+        layout: Mapping[str, TensorInfo],
+        read: Callable[[str], Tensor],
+        files: Mapping[str, Path],
+        read_piece: Callable[[str, int, int], Tensor] | None = None,
     ) -> None:
         self.source = source
         self.layout = dict(layout)
         self._read = read
+        self._read_piece = read_piece or (lambda name, start, stop: read(name).reshape(-1)[start:stop])
         self._files = dict(files)
 
     @classmethod
@@ -107,7 +114,13 @@ class CheckpointReader(Mapping[str, Tensor]):
             )
         layout = {new: self.layout[name] for new, name in names.items()}
         files = {new: self._files[name] for new, name in names.items() if name in self._files}
-        return CheckpointReader(self.source, layout, lambda new: self[names[new]], files)
+        return CheckpointReader(
+            self.source,
+            layout,
+            lambda new: self[names[new]],
+            files,
+            lambda new, start, stop: self.piece(names[new], start, stop),
+        )
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.layout:
@@ -122,6 +135,10 @@ class CheckpointReader(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.layout
+
+    def piece(self, name: str, start: int, stop: int) -> Tensor:
+        """Return entries `start` to `stop` of a tensor laid out flat; of a safetensors file only these are read."""
+        return self._read_piece(name, start, stop)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape without reading it."""
@@ -204,18 +221,31 @@ def write_checkpoint(
 def _open_safetensors(source: str, paths: list[Path]) -> CheckpointReader:
     layout: dict[str, TensorInfo] = {}
     files: dict[str, Path] = {}
+    offsets: dict[str, int] = {}
     for path in paths:
-        for name, info in read_header(path).items():
-            layout[name], files[name] = info, path
-    handles: dict[Path, Any] = {}
+        of_file, begins = read_header(path)
+        layout.update(of_file)
+        offsets.update(begins)
+        files.update(dict.fromkeys(of_file, path))
+    mapped: dict[Path, Any] = {}
+    opened: dict[Path, OpenFile] = {}
 
     def read(name: str) -> Tensor:
         path = files[name]
-        if path not in handles:
-            handles[path] = safe_open(path, framework="pt").__enter__()
-        return handles[path].get_tensor(name)
+        if path not in mapped:
+            mapped[path] = safe_open(path, framework="pt").__enter__()
+        return mapped[path].get_tensor(name)
 
-    return CheckpointReader(source, layout, read, files)
+    def read_piece(name: str, start: int, stop: int) -> Tensor:
+        # Not from the mapping: reading into a small buffer that stays in the processor's cache is faster than faulting
+        # pages in, and leaves no pages of the file in the process.
+        path = files[name]
+        if path not in opened:
+            opened.setdefault(path, OpenFile(path))  # two threads may both open it; one stays
+        dtype = layout[name].dtype
+        return opened[path].read(offsets[name] + start * dtype.itemsize, stop - start, dtype)
+
+    return CheckpointReader(source, layout, read, files, read_piece)
 
 
 def _open_bin(source: str, paths: list[Path]) -> CheckpointReader:

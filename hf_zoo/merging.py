@@ -19,12 +19,13 @@ from hf_zoo.auto import merge_inputs, task_reader
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError, nearest
 from hf_zoo.files import json_text, weights_digest
+from hf_zoo.folders import new_folder, require_space
 from hf_zoo.ingredients import Ingredient, check_one_label_space, check_one_trunk, open_ingredient
 from hf_zoo.methods.base import MergeInputs, Method, Need, make_method
 from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Member, Parent, Population
 from hf_zoo.recipe.grid import differences, digest, portable
 from hf_zoo.recipe.schema import MergeRecipe
-from hf_zoo.shards import TensorInfo, new_folder, require_space, write_weights
+from hf_zoo.shards import TensorInfo, write_weights
 from hf_zoo.structure import class_of, skeleton
 from hf_zoo.trials import Trial, main_score, mean_score
 from hf_zoo.versions import installed_versions

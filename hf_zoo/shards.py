@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
-import re
-import shutil
-import socket
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_zoo.errors import CheckpointError
+from hf_zoo.folders import disk_error
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 50_000_000_000  # what transformers 5 writes: one file for all but the largest models
-SPACE_MARGIN_BYTES = 16 << 20  # config, processor, card and the file system's own bookkeeping
 MAX_WRITE_BYTES = 1 << 30  # one pwrite moves at most 2 GiB on Linux
-FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 _DTYPES = {
     "F64": torch.float64,
@@ -69,12 +66,14 @@ class TensorInfo:
         return cls(tuple(tensor.shape), tensor.dtype)
 
     @property
+    def numel(self) -> int:
+        """Number of its entries."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Its size in bytes."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count * self.dtype.itemsize
+        return self.numel * self.dtype.itemsize
 
     def __str__(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
@@ -100,8 +99,11 @@ def describe_nonfinite(tensor: Tensor) -> str:
     return f"{' and '.join(parts)} of {tensor.numel()} values"
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Read names, shapes and types of a safetensors file, and check that every byte it promises is there.
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, int]]:
+    """Read what a safetensors file holds, and check that every byte it promises is there.
+
+    Returns:
+        Names with shapes and types, and names with the place of their first byte in the file.
 
     Raises:
         CheckpointError: If the file is truncated, too long or not safetensors.
@@ -132,7 +134,39 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             f"{path}: truncated or too long: its tensors end at byte {8 + length + position}, the file at {size}: "
             "fetch it again"
         )
-    return layout
+    return layout, {name: 8 + length + begin for (begin, _), name in entries}
+
+
+class OpenFile:
+    """A file open for reading at any place, by several threads; closed when it is let go."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            os.close(self._handle)
+
+    def read(self, offset: int, count: int, dtype: torch.dtype) -> Tensor:
+        """Read values into memory of their own.
+
+        Args:
+            offset: Place of the first byte.
+            count: Number of values.
+            dtype: Their type.
+
+        Raises:
+            CheckpointError: If the file has become shorter.
+        """
+        buffer = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
+        content = memoryview(buffer.numpy())
+        while content:
+            done = os.preadv(self._handle, [content[:MAX_WRITE_BYTES]], offset)
+            if not done:
+                raise CheckpointError(f"{self._path}: became shorter while it was read: fetch it again")
+            content, offset = content[done:], offset + done
+        return buffer.view(dtype)
 
 
 def write_weights(
@@ -161,111 +195,120 @@ def write_weights(
         CheckpointError: If the disk is full, or a tensor is unknown, missing, double, of another shape or type, or
             not finite.
     """
-    cuts = _cut(layout, max_shard_bytes)
-    names = (
-        [WEIGHTS_FILE]
-        if len(cuts) == 1
-        else [f"model-{i:05d}-of-{len(cuts):05d}.safetensors" for i in range(1, len(cuts) + 1)]
-    )
-    shards = [_ShardWriter(folder / name, cut) for name, cut in zip(names, cuts, strict=True)]
-    home = {name: shard for shard in shards for name in shard.layout}
-    pending = set(home)
-    try:
-        with ExitStack() as stack:
-            for shard in shards:
-                stack.callback(shard.discard)
-                shard.begin()
-            for name, tensor in tensors:
-                _check_tensor(name, tensor, layout, pending, finite)
-                home[name].put(name, tensor)
-                pending.remove(name)
-            if pending:
-                raise CheckpointError(f"{folder}: {len(pending)} tensors never came, first {min(pending)!r}")
-            for shard in shards:
-                shard.finish()
-    except OSError as error:
-        raise _disk_error(folder, error, sum(info.nbytes for info in layout.values())) from error
-    paths = [shard.path for shard in shards]
-    if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(info.nbytes for info in layout.values())},
-            "weight_map": {name: home[name].path.name for name in sorted(home)},
-        }
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        paths.append(folder / INDEX_FILE)
-    return paths
+    with WeightsWriter(folder, layout, max_shard_bytes=max_shard_bytes, finite=finite) as writer:
+        for name, tensor in tensors:
+            writer.put(name, tensor)
+    return writer.paths
 
 
-@contextmanager
-def new_folder(folder: Path, *, replace: bool = False) -> Generator[Path, None, None]:
-    """Give a temporary sibling that becomes `folder` when the block ends, and vanishes when it raises.
+class WeightsWriter:
+    """`model.safetensors`, or shards and their index, filled in any order and from several threads.
 
-    What a killed process of this machine left behind for the same folder is removed first.
+    A context manager: leaving it checks that everything came and gives the files their names; an exception leaves
+    nothing behind.
 
     Args:
-        folder: The folder to make.
-        replace: Replace an existing folder; else it is refused.
+        folder: An existing folder.
+        layout: What will come: names in the order shards are cut, shapes and types.
+        max_shard_bytes: Largest file; one tensor is never split.
+        finite: Refuse NaN and infinity.
 
-    Yields:
-        The temporary folder to fill.
-
-    Raises:
-        CheckpointError: If the folder exists and is not to be replaced, or the disk is full.
+    Attributes:
+        paths: The weights files, index last where there is one.
     """
-    if folder.exists() and not replace:
-        raise CheckpointError(f"{folder}: exists already: choose another name, or remove it first")
-    stem = f".{folder.name}.partial-{socket.gethostname()}-"
-    temporary = folder.parent / f"{stem}{os.getpid()}"
-    parents = [path for path in folder.parents if not path.exists()]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for stale in folder.parent.glob(f"{stem}*"):
-            if not _is_alive(stale.name.removeprefix(stem)) or stale == temporary:
-                shutil.rmtree(stale)
-        temporary.mkdir()
-    except OSError as error:
-        raise _disk_error(folder, error) from error
-    try:
-        yield temporary
-        _sync_tree(temporary)
-        _put_in_place(temporary, folder)
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise _disk_error(folder, error) from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _remove_empty(parents)
 
+    def __init__(
+        self,
+        folder: Path,
+        layout: Mapping[str, TensorInfo],
+        *,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        finite: bool = True,
+    ) -> None:
+        self._folder, self._layout, self._finite = folder, layout, finite
+        cuts = _cut(layout, max_shard_bytes)
+        many = [f"model-{i:05d}-of-{len(cuts):05d}.safetensors" for i in range(1, len(cuts) + 1)]
+        names = [WEIGHTS_FILE] if len(cuts) == 1 else many
+        self._shards = [_ShardWriter(folder / name, cut) for name, cut in zip(names, cuts, strict=True)]
+        self._home = {name: shard for shard in self._shards for name in shard.layout}
+        self._missing = {name: max(layout[name].numel, 1) for name in self._home}
+        self._lock = Lock()
+        self.paths = [shard.path for shard in self._shards] + [folder / INDEX_FILE] * (len(cuts) > 1)
 
-def _remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders, the innermost first, up to the first that holds something."""
-    for folder in folders:
+    def __enter__(self) -> WeightsWriter:
         try:
-            folder.rmdir()
-        except OSError:
+            for shard in self._shards:
+                shard.begin()
+        except OSError as error:
+            self._discard()
+            raise disk_error(self._folder, error, self._nbytes) from error
+        return self
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Write a whole tensor.
+
+        Raises:
+            CheckpointError: If it is unknown, double, of another shape or type, or not finite, or the disk is full.
+        """
+        if name in self._layout and tuple(tensor.shape) != self._layout[name].shape:
+            raise CheckpointError(f"tensor {name!r} is {TensorInfo.of(tensor)}, {self._layout[name]} was announced")
+        self.put_piece(name, 0, tensor.detach().reshape(-1))
+
+    def put_piece(self, name: str, start: int, piece: Tensor) -> None:
+        """Write some entries of a tensor, each once.
+
+        Args:
+            name: The tensor.
+            start: Place of the first entry in the tensor laid out flat.
+            piece: Flat, in the tensor's type.
+
+        Raises:
+            CheckpointError: If the tensor is unknown, an entry comes twice, the type is another, a value is not
+                finite, or the disk is full.
+        """
+        if name not in self._layout:
+            raise CheckpointError(f"tensor {name!r} was not announced")
+        if piece.dtype != self._layout[name].dtype:
+            raise CheckpointError(f"tensor {name!r} is {TensorInfo.of(piece)}, {self._layout[name]} was announced")
+        if self._finite and not is_finite(piece):
+            raise CheckpointError(f"tensor {name!r} to be written holds {describe_nonfinite(piece)}: nothing was kept")
+        with self._lock:
+            self._missing[name] -= max(piece.numel(), 1)
+            if self._missing[name] < 0:
+                raise CheckpointError(f"tensor {name!r} came twice")
+        try:
+            self._home[name].put(name, start, piece)
+        except OSError as error:
+            raise disk_error(self._folder, error, self._nbytes) from error
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                pending = [name for name, missing in self._missing.items() if missing]
+                if pending:
+                    raise CheckpointError(f"{self._folder}: {len(pending)} tensors never came, first {min(pending)!r}")
+                for shard in self._shards:
+                    shard.finish()
+                self._write_index()
+        except OSError as error:
+            raise disk_error(self._folder, error, self._nbytes) from error
+        finally:
+            self._discard()
+
+    @property
+    def _nbytes(self) -> int:
+        return sum(info.nbytes for info in self._layout.values())
+
+    def _write_index(self) -> None:
+        if len(self._shards) == 1:
             return
+        weight_map = {name: self._home[name].path.name for name in sorted(self._home)}
+        index = {"metadata": {"total_size": self._nbytes}, "weight_map": weight_map}
+        (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
-
-def require_space(folder: Path, num_bytes: int) -> None:
-    """Check that a file system has room before anything is written.
-
-    Args:
-        folder: Where the bytes will go; it need not exist.
-        num_bytes: Bytes that will be written.
-
-    Raises:
-        CheckpointError: If they do not fit; names need and free.
-    """
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if num_bytes + SPACE_MARGIN_BYTES > free:
-        raise CheckpointError(
-            f"{folder}: {_size(num_bytes + SPACE_MARGIN_BYTES)} are needed and {_size(free)} are free: "
-            "make room, or choose another output folder"
-        )
+    def _discard(self) -> None:
+        for shard in self._shards:
+            shard.discard()
 
 
 class _ShardWriter:
@@ -295,11 +338,11 @@ class _ShardWriter:
         _reserve(self.handle, start + position)
         _write_at(self.handle, memoryview(len(text).to_bytes(8, "little") + text), 0)
 
-    def put(self, name: str, tensor: Tensor) -> None:
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.numel():
-            content = tensor.reshape(-1).view(torch.uint8).numpy()
-            _write_at(self.handle, content.data, self.offsets[name])
+    def put(self, name: str, start: int, piece: Tensor) -> None:
+        piece = piece.detach().cpu().contiguous()
+        if piece.numel():
+            content = piece.view(torch.uint8).numpy()
+            _write_at(self.handle, content.data, self.offsets[name] + start * piece.dtype.itemsize)
 
     def finish(self) -> None:
         os.fsync(self.handle)
@@ -326,18 +369,6 @@ def _cut(layout: Mapping[str, TensorInfo], max_shard_bytes: int) -> list[dict[st
     return cuts
 
 
-def _check_tensor(
-    name: str, tensor: Tensor, layout: Mapping[str, TensorInfo], pending: set[str], finite: bool
-) -> None:
-    if name not in pending:
-        known = "came twice" if name in layout else "was not announced"
-        raise CheckpointError(f"tensor {name!r} {known}")
-    if TensorInfo.of(tensor) != layout[name]:
-        raise CheckpointError(f"tensor {name!r} is {TensorInfo.of(tensor)}, {layout[name]} was announced")
-    if finite and not is_finite(tensor):
-        raise CheckpointError(f"tensor {name!r} to be written holds {describe_nonfinite(tensor)}: nothing was kept")
-
-
 def _reserve(handle: int, num_bytes: int) -> None:
     """Give a file its size at once, so that a full disk is met before the work and not in its middle."""
     if hasattr(os, "posix_fallocate"):
@@ -355,59 +386,3 @@ def _write_at(handle: int, content: memoryview, offset: int) -> None:
     while content:
         written = os.pwrite(handle, content[:MAX_WRITE_BYTES], offset)
         content, offset = content[written:], offset + written
-
-
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename a finished folder; an old one is moved aside first, and removed once the new one stands."""
-    if folder.exists():
-        old = temporary.with_name(f"{temporary.name}-old")
-        os.rename(folder, old)
-        os.rename(temporary, folder)
-        shutil.rmtree(old)
-    else:
-        os.rename(temporary, folder)
-    _sync(folder.parent)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if not path.is_symlink():
-            _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _is_alive(process: str) -> bool:
-    try:
-        os.kill(int(process.partition("-")[0]), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _disk_error(folder: Path, error: OSError, num_bytes: int | None = None) -> CheckpointError:
-    folder = Path(
-        *(re.sub(r"^\.(.+)\.partial-.*$", r"\1", part) for part in folder.parts)
-    )  # the name it would have got
-    if error.errno in FULL_DISK:
-        need = f" while {_size(num_bytes)} were being written" if num_bytes else ""
-        return CheckpointError(
-            f"{folder}: the disk is full{need}: make room or choose another folder; nothing was kept"
-        )
-    return CheckpointError(f"{folder}: cannot be written: {error}")
-
-
-def _size(num_bytes: int) -> str:
-    value, units = float(num_bytes), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}"

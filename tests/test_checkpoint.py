@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from hf_zoo.checkpoint import CheckpointReader, verify_weights, write_checkpoint
 from hf_zoo.errors import CheckpointError
 from hf_zoo.files import sha256_of
-from hf_zoo.shards import TensorInfo, is_finite, new_folder
+from hf_zoo.folders import new_folder
+from hf_zoo.shards import TensorInfo, is_finite
 
 
 def make_tensors():

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "hf_zoo"
 # From the bottom up; a module imports only from its own layer or one below.
 LAYERS = {
     "errors": 0, "files": 0, "resources": 0, "models": 0, "seeding": 0, "versions": 0, "recipe": 1,
-    "shards": 2, "checkpoint": 2, "adapters": 2, "population": 2, "structure": 2, "heads": 2,
+    "folders": 1, "shards": 2, "checkpoint": 2, "adapters": 2, "population": 2, "structure": 2, "heads": 2,
     "losses": 3, "metrics": 3, "data": 3,
     "parents": 4, "building": 4, "evaluation": 4, "methods": 4, "hub": 4,
     "ingredients": 5, "auto": 6, "trials": 6,
