@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError, ModelError, PopulationError, nearest
 from hf_zoo.ingredients import Ingredient, check_one_label_space, check_one_trunk, open_ingredient
-from hf_zoo.methods.base import MergeInputs, Method, common_layout, make_method, mean_of
+from hf_zoo.inputs import MergeInputs, common_layout
+from hf_zoo.methods.base import Method, make_method, mean_of
 from hf_zoo.population import MANIFEST_FILE, Manifest, Parent, Reference
 from hf_zoo.structure import class_of
 

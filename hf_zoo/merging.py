@@ -21,11 +21,13 @@ from hf_zoo.errors import MergeError, nearest
 from hf_zoo.files import json_text, weights_digest
 from hf_zoo.folders import new_folder, require_space
 from hf_zoo.ingredients import Ingredient, check_one_label_space, check_one_trunk, open_ingredient
-from hf_zoo.methods.base import MergeInputs, Method, Need, make_method
+from hf_zoo.inputs import MergeInputs
+from hf_zoo.methods.base import Method, Need, make_method
 from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Member, Parent, Population
 from hf_zoo.recipe.grid import differences, digest, portable
 from hf_zoo.recipe.schema import MergeRecipe
 from hf_zoo.shards import TensorInfo, write_weights
+from hf_zoo.streaming import write_merge
 from hf_zoo.structure import class_of, skeleton
 from hf_zoo.trials import Trial, main_score, mean_score
 from hf_zoo.versions import installed_versions
@@ -299,7 +301,7 @@ def _require_space(plan: MergePlan, inputs: MergeInputs) -> None:
 
 def _write_root(plan: MergePlan, inputs: MergeInputs, folder: Path) -> None:
     """Write the merged trunk, or the whole merged model where heads are merged, with config and processor."""
-    write_weights(folder, plan.method.merge(inputs), inputs.layout)
+    write_merge(folder, plan.method, inputs)
     first = plan.members[0]
     content = first.config
     files = first.processor_files()

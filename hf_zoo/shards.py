@@ -160,7 +160,7 @@ class OpenFile:
             CheckpointError: If the file has become shorter.
         """
         buffer = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
-        content = memoryview(buffer.numpy())
+        content = buffer.numpy().data
         while content:
             done = os.preadv(self._handle, [content[:MAX_WRITE_BYTES]], offset)
             if not done:

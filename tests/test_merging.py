@@ -528,7 +528,8 @@ import resource, sys
 from pathlib import Path
 import torch
 from hf_zoo.checkpoint import CheckpointReader, write_checkpoint
-from hf_zoo.methods.base import MergeInputs, make_method
+from hf_zoo.inputs import MergeInputs
+from hf_zoo.methods.base import make_method
 
 def anonymous():
     return sum(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))

@@ -9,11 +9,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from hf_zoo.errors import MergeError
-from hf_zoo.methods.base import MemberTensors, MergeInputs, Paper, TensorwiseMethod, weighted_mean
+from hf_zoo.inputs import MemberTensors, MergeInputs
+from hf_zoo.methods.base import ElementwiseMethod, Paper, per_member, weighted_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class Average(TensorwiseMethod):
+class Average(ElementwiseMethod):
     """Average the members' weights.
 
     The uniform soup of Wortsman et al. (2022), section 2, where no weights are given.
@@ -44,12 +45,9 @@ class Average(TensorwiseMethod):
             MergeError: If there is not one weight per member.
         """
         super().check(inputs)
-        if self.weights is not None and len(self.weights) != len(inputs.members):
-            given, names = len(self.weights), [member.source for member in inputs.members]
-            raise MergeError(
-                f"average needs one weight a member: got {given} for {len(names)} members: {', '.join(names)}"
-            )
+        if self.weights is not None:
+            per_member(self.weights, inputs, "average: weights")
 
-    def combine(self, tensors: MemberTensors) -> Tensor:
-        """Return the weighted mean; one member's tensor is held at a time."""
-        return weighted_mean(tensors, self.weights)
+    def blend(self, pieces: MemberTensors, survey: None) -> Tensor:
+        """Return the weighted mean; one member's entries are held at a time."""
+        return weighted_mean(pieces, self.weights)

@@ -8,23 +8,24 @@ one accumulator and one member's tensor in memory, whatever the size of the mode
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from hf_zoo.checkpoint import CheckpointReader
-from hf_zoo.errors import CheckpointError, MergeError, nearest
+from hf_zoo.errors import MergeError, nearest
+from hf_zoo.inputs import PIECE_ENTRIES, MemberTensors, MergeInputs, read_finite
 from hf_zoo.recipe.binding import bind
 from hf_zoo.recipe.rules import method_names
-from hf_zoo.shards import TensorInfo, describe_nonfinite, is_finite
+from hf_zoo.shards import TensorInfo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,8 +39,16 @@ class Need(Enum):
     DATA = "data of the members' tasks (`data`)"
     FISHER = "Fisher statistics of every member"
     GRAM = "Gram matrices of every member"
-    GROUPS = "the neuron groups of the network"
-    LEVELS = "the levels of the network"
+
+
+NEED_FIELDS = {
+    Need.BASE: "base",
+    Need.SCORE: "score",
+    Need.DATA: "trials",
+    Need.FISHER: "fisher",
+    Need.GRAM: "gram",
+}
+PIECES_A_WORK = 32
 
 
 @dataclass(frozen=True)
@@ -59,90 +68,20 @@ class Paper:
     url: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class MergeInputs:
-    """Everything a merge may use. Nothing in it is written to but `report`.
+Put = Callable[[str, int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A part of a merge that does not depend on the others.
 
     Attributes:
-        members: The models to merge, alike in names and shapes.
-        layout: The tensors to make: names in order, shapes, types.
-        base: The model all members were trained from.
-        score: Returns how good a model with these tensors is on held-out data, larger is better; never the test split.
-        seed: Seed of methods that draw.
-        report: What a method has to tell about its choices; goes into the manifest.
+        size: Number of entries it makes, to begin with the largest.
+        run: Hands every piece it makes to a function of name, first entry and flat piece, in the layout's type.
     """
 
-    members: tuple[CheckpointReader, ...]
-    layout: Mapping[str, TensorInfo]
-    base: CheckpointReader | None = None
-    score: Callable[[Mapping[str, Tensor]], float] | None = None
-    seed: int = 0
-    report: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, members: Sequence[CheckpointReader], dtype: torch.dtype | None = None, **others: Any) -> MergeInputs:
-        """Check that members are alike and make inputs of them.
-
-        Args:
-            members: The models to merge.
-            dtype: Type of floating tensors to make; null keeps the members', the widest where they differ.
-            **others: `base`, `score`, `seed`.
-
-        Raises:
-            MergeError: If there is no member, or names or shapes differ; names the first tensor and the member.
-        """
-        return cls(members=tuple(members), layout=common_layout(members, dtype, others.get("base")), **others)
-
-    def generator(self, name: str) -> torch.Generator:
-        """Return the source of chance for one tensor, the same whatever order or thread it is asked for in."""
-        digest = hashlib.sha256(f"{self.seed}\0{name}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-class MemberTensors(Sequence[Tensor]):
-    """One tensor of every member, in member order; each is read, checked and widened when it is asked for.
-
-    Floating tensors come in float32 or wider. They may be the file's own pages: do not write into them.
-
-    Args:
-        name: The tensor's name.
-        inputs: The merge's inputs.
-    """
-
-    def __init__(self, name: str, inputs: MergeInputs) -> None:
-        self.name = name
-        self._inputs = inputs
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return read_finite(self._inputs.members[index], self.name)
-
-    def __len__(self) -> int:
-        return len(self._inputs.members)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[i] for i in range(len(self)))
-
-    @property
-    def base(self) -> Tensor:
-        """The base's tensor; only for methods that need a base."""
-        assert self._inputs.base is not None  # `Method.check` has refused otherwise
-        return read_finite(self._inputs.base, self.name)
-
-    @property
-    def generator(self) -> torch.Generator:
-        """The source of chance for this tensor."""
-        return self._inputs.generator(self.name)
-
-    def stack(self) -> Tensor:
-        """Return all members' tensors at once, (K, *shape); costs the memory of all of them."""
-        return torch.stack(list(self))
+    size: int
+    run: Callable[[Put], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +118,19 @@ class Method(ABC):
             CheckpointError: If an input tensor is not finite.
         """
 
+    def works(self, inputs: MergeInputs) -> Iterator[Work]:
+        """Cut the merge into parts that may be made at the same time.
+
+        Yields:
+            The parts; one where it cannot be cut.
+        """
+
+        def run(put: Put) -> None:
+            for name, tensor in self.merge(inputs):
+                put(name, 0, tensor.to("cpu").reshape(-1))
+
+        yield Work(sum(info.numel for info in inputs.layout.values()), run)
+
     def check(self, inputs: MergeInputs) -> None:
         """Refuse inputs the method cannot work with.
 
@@ -189,9 +141,8 @@ class Method(ABC):
         if count < fewest or (most is not None and count > most):
             wanted = f"{fewest}" if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
             raise MergeError(f"{self.name()} merges {wanted} members, got {count}: {_sources(inputs.members)}")
-        given = {Need.BASE: inputs.base, Need.SCORE: inputs.score}
         for need in sorted(self.needs, key=lambda need: need.name):
-            if given.get(need) is None:
+            if getattr(inputs, NEED_FIELDS[need]) is None:
                 raise MergeError(
                     f"{self.name()} needs {need.value}, and there is none: give it or choose another method"
                 )
@@ -224,12 +175,17 @@ class Method(ABC):
 class TensorwiseMethod(Method):
     """A method that makes each tensor from the members' tensors of the same name alone."""
 
+    def overview(self, inputs: MergeInputs) -> Any:
+        """Return what must be known of the whole models before the first tensor is made; nothing for most methods."""
+        return None
+
     @abstractmethod
-    def combine(self, tensors: MemberTensors) -> Tensor:
+    def combine(self, tensors: MemberTensors, overview: Any) -> Tensor:
         """Return the merged tensor, in float32 or wider.
 
         Args:
             tensors: A floating tensor of every member, read one at a time.
+            overview: What `overview` returned.
         """
 
     def merge(self, inputs: MergeInputs) -> Iterator[tuple[str, Tensor]]:
@@ -238,11 +194,82 @@ class TensorwiseMethod(Method):
         Counters such as `num_batches_tracked` may differ between members and have no meaning in between.
         """
         self.check(inputs)
+        overview = self.overview(inputs)
         for name, info in inputs.layout.items():
+            tensor = torch.empty(info.numel, dtype=info.dtype)
+
+            def put(_: str, start: int, piece: Tensor, tensor: Tensor = tensor) -> None:
+                tensor[start : start + piece.numel()] = piece
+
+            for work in self._works_of(name, inputs, overview):
+                work.run(put)
+            yield name, tensor.reshape(info.shape)
+
+    def works(self, inputs: MergeInputs) -> Iterator[Work]:
+        """Return a work for each tensor."""
+        self.check(inputs)
+        overview = self.overview(inputs)
+        return (work for name in inputs.layout for work in self._works_of(name, inputs, overview))
+
+    def _works_of(self, name: str, inputs: MergeInputs, overview: Any) -> Iterator[Work]:
+        info = inputs.layout[name]
+
+        def run(put: Put) -> None:
             if info.dtype.is_floating_point:
-                yield name, self.combine(MemberTensors(name, inputs)).to(info.dtype)
+                merged = self.combine(inputs.tensors(name), overview)
             else:
-                yield name, inputs.members[0][name]
+                merged = inputs.members[0][name]
+            put(name, 0, merged.to("cpu", info.dtype).reshape(-1))
+
+        yield Work(info.numel, run)
+
+
+class ElementwiseMethod(TensorwiseMethod):
+    """A method that makes each entry from the members' entries at its place, and from what was learned before.
+
+    Tensors are never held whole: what must be known of a whole tensor is learned by `survey`, piece by piece.
+    """
+
+    surveys: ClassVar[bool] = False
+
+    def survey(self, tensors: MemberTensors, overview: Any) -> Any:
+        """Return what must be known of a whole tensor before its first entry is made; set `surveys` to have it asked.
+
+        Args:
+            tensors: A floating tensor of every member; take its `pieces()`.
+            overview: What `overview` returned.
+        """
+        return overview
+
+    @abstractmethod
+    def blend(self, pieces: MemberTensors, survey: Any) -> Tensor:
+        """Return merged entries, flat, in float32 or wider.
+
+        Args:
+            pieces: The same entries of every member, flat.
+            survey: What `survey` returned; what `overview` returned for a method that does not survey.
+        """
+
+    def combine(self, tensors: MemberTensors, overview: Any) -> Tensor:
+        """Return the merged tensor."""
+        survey = self.survey(tensors, overview)
+        return torch.cat([self.blend(piece, survey) for piece in tensors.pieces()]).reshape(tensors.shape)
+
+    def _works_of(self, name: str, inputs: MergeInputs, overview: Any) -> Iterator[Work]:
+        info = inputs.layout[name]
+        if not info.dtype.is_floating_point:
+            yield from super()._works_of(name, inputs, overview)
+            return
+
+        def run(put: Put, part: MemberTensors) -> None:
+            survey = self.survey(part, overview)
+            for piece in part.pieces():
+                put(name, piece.start, self.blend(piece, survey).to("cpu", info.dtype))
+
+        whole = inputs.tensors(name)
+        # A survey needs the whole tensor; without one, a large tensor may be shared between threads.
+        for part in [whole] if self.surveys else whole.pieces(PIECES_A_WORK * PIECE_ENTRIES):
+            yield Work(part.numel, partial(run, part=part))
 
 
 def list_methods() -> list[str]:
@@ -280,49 +307,25 @@ def make_method(name: str, parameters: Mapping[str, Any] | None = None, source: 
     return bind(dict(parameters or {}), get_method(name), source, "parameters")
 
 
-def read_finite(member: CheckpointReader, name: str) -> Tensor:
-    """Read a tensor in float32 or wider; integers stay as they are.
-
-    Raises:
-        CheckpointError: If it holds NaN or infinity; names member, file and tensor.
-    """
-    tensor = member[name]
-    if not tensor.is_floating_point():
-        return tensor
-    if not is_finite(tensor):
-        raise CheckpointError(
-            f"{member.place(name)} holds {describe_nonfinite(tensor)}: leave this member out, or train it again"
-        )
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def common_layout(
-    members: Sequence[CheckpointReader], dtype: torch.dtype | None = None, base: CheckpointReader | None = None
-) -> dict[str, TensorInfo]:
-    """Return the layout members share.
+def per_member(value: float | Sequence[float], inputs: MergeInputs, what: str) -> tuple[float, ...]:
+    """Return a hyper-parameter's value for every member.
 
     Args:
-        members: The models to merge.
-        dtype: Type of floating tensors; null for the members', the widest where they differ.
-        base: A model that must have every tensor of theirs, in the same shape.
+        value: One for all, or one a member.
+        inputs: The merge's inputs.
+        what: The method and the hyper-parameter, for the error (`"ties: density"`).
 
     Raises:
-        MergeError: If there is no member, or names or shapes differ; names the first tensors and the member.
+        MergeError: If there is not one a member.
     """
-    if not members:
-        raise MergeError("there is no member to merge")
-    first = members[0]
-    for other in members[1:]:
-        _check_alike(first, other, exact=True)
-    if base is not None:
-        _check_alike(first, base, exact=False)
-    layout = {}
-    for name, info in first.layout.items():
-        kept = info.dtype
-        for other in members[1:]:
-            kept = torch.promote_types(kept, other.dtype(name))
-        layout[name] = TensorInfo(info.shape, dtype if dtype is not None and kept.is_floating_point else kept)
-    return layout
+    count = len(inputs.members)
+    if not isinstance(value, Sequence):
+        return (float(value),) * count
+    if len(value) != count:
+        raise MergeError(
+            f"{what} needs one value a member: got {len(value)} for {count} members: {_sources(inputs.members)}"
+        )
+    return tuple(float(one) for one in value)
 
 
 def weighted_mean(tensors: Iterable[Tensor], weights: Sequence[float] | None = None) -> Tensor:
@@ -366,26 +369,6 @@ def mean_of(members: Sequence[CheckpointReader], source: str, layout: Mapping[st
         return weighted_mean(read_finite(member, name) for member in members).to(dtype)
 
     return CheckpointReader(source, layout, read, {})
-
-
-def _check_alike(first: CheckpointReader, other: CheckpointReader, exact: bool) -> None:
-    missing = [name for name in first.layout if name not in other.layout]
-    extra = [name for name in other.layout if name not in first.layout] if exact else []
-    if missing or extra:
-        parts = [f"{other.source} lacks {_some(missing)}"] * bool(missing)
-        parts += [f"{first.source} lacks {_some(extra)}"] * bool(extra)
-        raise MergeError(f"{first.source} and {other.source} are not of one architecture: {'; '.join(parts)}")
-    for name, info in first.layout.items():
-        if other.shape(name) != info.shape:
-            raise MergeError(
-                f"{first.source} and {other.source} differ in shape: {name!r} is {list(info.shape)} in the first and "
-                f"{list(other.shape(name))} in the second: merge models of one architecture and one label space"
-            )
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _sources(members: Sequence[CheckpointReader]) -> str:

@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from hf_zoo.methods.base import MergeInputs, Method, Need, Paper, mean_of
+from hf_zoo.inputs import MergeInputs
+from hf_zoo.methods.base import Method, Need, Paper, mean_of
 
 logger = logging.getLogger(__name__)
 

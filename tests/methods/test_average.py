@@ -5,8 +5,9 @@ import torch
 
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError, RecipeError
+from hf_zoo.inputs import MergeInputs
 from hf_zoo.methods.average import Average
-from hf_zoo.methods.base import MergeInputs, make_method, weighted_mean
+from hf_zoo.methods.base import make_method, weighted_mean
 
 
 def merge_values(values, dtype=torch.float32, output=None, **parameters):
@@ -62,7 +63,7 @@ def test_infinite_weights_are_refused():
 
 
 def test_a_wrong_number_of_weights_is_refused_with_the_members():
-    with pytest.raises(MergeError, match="one weight a member: got 3 for 2 members: m0, m1"):
+    with pytest.raises(MergeError, match="average: weights needs one value a member: got 3 for 2 members: m0, m1"):
         merge_values([[1.0], [2.0]], weights=(1.0, 1.0, 1.0))
 
 

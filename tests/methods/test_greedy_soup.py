@@ -5,7 +5,8 @@ import torch
 
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import RecipeError
-from hf_zoo.methods.base import MergeInputs, make_method
+from hf_zoo.inputs import MergeInputs
+from hf_zoo.methods.base import make_method
 from hf_zoo.methods.greedy_soup import GreedySoup, greedy_choice
 
 TARGET = 1.0

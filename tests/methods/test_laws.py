@@ -11,7 +11,8 @@ from settings import SETTINGS
 from hf_zoo.checkpoint import CheckpointReader, write_checkpoint
 from hf_zoo.errors import CheckpointError, MergeError, RecipeError
 from hf_zoo.files import sha256_of
-from hf_zoo.methods.base import MergeInputs, Need, get_method, list_methods, make_method
+from hf_zoo.inputs import MergeInputs
+from hf_zoo.methods.base import NEED_FIELDS, Need, get_method, list_methods, make_method
 from hf_zoo.shards import TensorInfo
 
 FAMILIES = ["bert", "vit", "resnet", "gpt2"]
@@ -145,7 +146,7 @@ def test_a_need_that_is_not_met_is_named(setting, reader):
     members = [reader("bert", seed) for seed in (1, 2, 3)]
     inputs = make_inputs(setting, members)
     for need in method.needs:
-        without = dataclasses.replace(inputs, **{need.name.lower(): None})
+        without = dataclasses.replace(inputs, **{NEED_FIELDS[need]: None})
         with pytest.raises(MergeError) as refusal:
             dict(method.merge(without))
         assert f"{setting.method} needs {need.value}" in str(refusal.value)
