@@ -16,28 +16,29 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
+from transformers.models.auto import modeling_auto
 
 from hf_zoo.errors import ModelError, nearest
-from hf_zoo.heads import prefix_of, trunk_module, trunk_names
+from hf_zoo.heads import skeleton, trunk_names, trunk_prefix, trunk_skeleton
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Which tensors of a saved model are trunk and which are head; all names are names on disk.
+    """Which tensors of a saved model are trunk and which are head; names are names on disk.
 
     Attributes:
         architecture: The model's class.
         auto_class: The Auto class that loads it; null for a class no Auto class knows.
         trunk: Name of a trunk tensor -> its name where the trunk is saved alone.
         head: Names of the head's tensors, tied ones left out.
-        absent: Tensors a trunk alone would have and this model has not, such as a pooler it does not use.
+        absent: Tensors a trunk alone would have and this model has not, such as a pooler it does not use, as the
+            trunk's modules have them.
         trunk_architecture: The trunk's class.
         trunk_config: The trunk's config, without labels.
     """
@@ -64,18 +65,18 @@ class Structure:
     def of(cls, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Structure:
         """Read the structure of a class with a config."""
         model = skeleton(model_class, config)
-        base = trunk_module(model)
-        prefix = prefix_of(model, base) if isinstance(base, PreTrainedModel) else ""
-        trunk_model = _trunk_skeleton(model)
+        trunk_model = trunk_skeleton(model)
         names, inside = saved_names(model), set(trunk_names(model))
         in_trunk = [name for name in names if name in inside]
-        trunk, absent = _names_alone(names_on_disk(model, in_trunk), prefix, trunk_model)
+        prefix = trunk_prefix(model)
+        alone = _saved_under(trunk_model)
+        have = {alone.get(name.removeprefix(prefix), name) for name in in_trunk}
         return cls(
             architecture=model_class.__name__,
             auto_class=auto_class_of(model_class, config),
-            trunk=trunk,
+            trunk=_names_alone(names_on_disk(model, in_trunk), prefix, trunk_model),
             head=tuple(names_on_disk(model, [name for name in names if name not in inside])),
-            absent=absent,
+            absent=tuple(name for name in saved_names(trunk_model) if name not in have),
             trunk_architecture=type(trunk_model).__name__,
             trunk_config=_without_labels(trunk_model.config, type(trunk_model)),
         )
@@ -127,12 +128,6 @@ def find_class(name: str | None, source: str, home: Any = transformers) -> type[
     return model_class
 
 
-def skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """Build a model without storage: names, shapes and types, and nothing else."""
-    with torch.device("meta"):
-        return model_class(copy.deepcopy(config))
-
-
 def saved_names(model: PreTrainedModel) -> list[str]:
     """Return the names, as modules have them, of the tensors `save_pretrained` would save: tied ones once."""
     tensors = dict(model.state_dict())
@@ -166,9 +161,10 @@ def disk_name_of(model: PreTrainedModel) -> dict[str, str | None]:
 
 def auto_class_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
     """Return the name of the Auto class that loads a class, `AutoModel` for a trunk."""
-    auto_classes = [name for name in dir(transformers) if name.startswith("AutoModel")]
+    # Not dir(transformers): it takes as long as a small merge.
+    auto_classes = [name for name in vars(modeling_auto) if name.startswith("AutoModel")]
     for name in sorted(auto_classes, key=lambda name: (name != "AutoModel", name)):
-        mapping = getattr(getattr(transformers, name), "_model_mapping", None)
+        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
         if mapping is None or type(config) not in mapping:
             continue
         classes = mapping[type(config)]
@@ -177,26 +173,23 @@ def auto_class_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) 
     return None
 
 
-def _trunk_skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    """Build the trunk a model would be without its head, as `AutoModel` does."""
-    base = trunk_module(model)
-    if isinstance(base, PreTrainedModel):
-        return skeleton(type(base), base.config)
-    with torch.device("meta"):  # timm: the wrapped net is no model of transformers, its bare wrapper is
-        return AutoModel.from_config(copy.deepcopy(model.config))
-
-
-def _names_alone(
-    on_disk: list[str], prefix: str, trunk_model: PreTrainedModel
-) -> tuple[dict[str, str], tuple[str, ...]]:
+def _names_alone(on_disk: list[str], prefix: str, trunk_model: PreTrainedModel) -> dict[str, str]:
     """Pair the names of trunk tensors inside a model with those of the trunk saved alone."""
-    alone = names_on_disk(trunk_model, saved_names(trunk_model))
-    inside = {prefix + name: name for name in alone}
-    if not set(on_disk) <= set(inside):
+    # A trunk alone may tie what is one tensor inside, such as a decoder's own and the shared embedding.
+    inside = {prefix + name: saved for name, saved in _saved_under(trunk_model).items() if name != saved}
+    inside |= {prefix + name: name for name in names_on_disk(trunk_model, saved_names(trunk_model))}
+    trunk = {name: inside.get(name) for name in on_disk}
+    if None in trunk.values() or len(set(trunk.values())) < len(trunk):
         # Another naming inside than alone: transformers itself loads a trunk from a whole model's names.
-        return {name: name for name in on_disk}, ()
-    trunk = {name: inside[name] for name in on_disk}
-    return trunk, tuple(name for name in alone if name not in set(trunk.values()))
+        return {name: name for name in on_disk}
+    return {name: str(alone) for name, alone in trunk.items()}
+
+
+def _saved_under(model: PreTrainedModel) -> dict[str, str]:
+    """Return name -> the name, both as modules have them, its tensor is saved under: another one where it is tied."""
+    tensors = model.state_dict(keep_vars=True)
+    saved = {id(tensors[name]): name for name in saved_names(model)}
+    return {name: saved[id(tensor)] for name, tensor in tensors.items() if id(tensor) in saved}
 
 
 def _without_labels(config: PreTrainedConfig, model_class: type[nn.Module]) -> PreTrainedConfig:
