@@ -26,6 +26,9 @@ class Setting:
 SETTINGS = [
     Setting("average"),
     Setting("average", {"weights": (0.5, 0.2, 0.3)}, symmetric=False),
+    Setting("fisher"),
+    Setting("fisher", {"normalize": True}),
+    Setting("fisher", {"favour_target": True}, symmetric=False),
     Setting("greedy_soup"),
     Setting("greedy_soup", {"start": "all"}),
     Setting("greedy_soup", {"order": "random"}, symmetric=False),

@@ -44,7 +44,22 @@ def make_inputs(setting, members, seed=0, **others):
         others.setdefault("score", nearness_to(members[0]))
     if Need.BASE in needs:
         others.setdefault("base", members[0])
+    if Need.FISHER in needs:
+        others.setdefault("fisher", [fisher_like(member) for member in members])
+        others.setdefault("num_examples", tuple(100.0 + int(member.source[-1]) for member in members))
     return MergeInputs.of(members, seed=seed, **others)
+
+
+def fisher_like(member):
+    """A Fisher of every parameter, and of no buffer, that belongs to the member wherever it stands."""
+    return CheckpointReader.of(
+        {
+            name: tensor.float().square() + 0.01
+            for name, tensor in member.items()
+            if tensor.is_floating_point() and "running" not in name
+        },
+        member.source,
+    )
 
 
 def merge(setting, members, seed=0, **others):
