@@ -29,6 +29,8 @@ SETTINGS = [
     Setting("fisher"),
     Setting("fisher", {"normalize": True}),
     Setting("fisher", {"favour_target": True}, symmetric=False),
+    Setting("gradient_matching"),
+    Setting("gradient_matching", {"scale": (1.0, -0.5, 0.5)}, symmetric=False),
     Setting("greedy_soup"),
     Setting("greedy_soup", {"start": "all"}),
     Setting("greedy_soup", {"order": "random"}, symmetric=False),
