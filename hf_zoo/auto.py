@@ -13,10 +13,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError, ModelError, PopulationError, nearest
-from hf_zoo.ingredients import Ingredient, check_one_label_space, check_one_trunk, open_ingredient
-from hf_zoo.inputs import MergeInputs, common_layout
-from hf_zoo.methods.base import Method, make_method, mean_of
+from hf_zoo.ingredients import Ingredient, open_ingredient
+from hf_zoo.joining import join, statistics_for, task_reader
 from hf_zoo.population import MANIFEST_FILE, Manifest, Parent, Reference
+from hf_zoo.recipe.binding import bind
+from hf_zoo.recipe.schema import MergeRecipe
 from hf_zoo.structure import class_of
 
 Score = Callable[[Mapping[str, Tensor]], float]
@@ -76,75 +77,20 @@ class AutoMergedModel:
         ingredients = [open_ingredient(member) for member in members]
         if not ingredients:
             raise MergeError("there is no member to merge: give a list of folders or org/name")
-        made = make_method(method, hyperparameters, f"AutoMergedModel, method {method!r}")
         root = None if base is None else open_ingredient(base)
         trunk_alone = _wants_trunk(ingredients, auto_class)
-        return merged_model(ingredients, made, trunk_alone, base=root, dtype=kind, seed=seed, score=score)
+        joined = join(ingredients, trunk_alone, root, kind)
+        merger = joined.merger(method, hyperparameters, source=f"AutoMergedModel, method {method!r}")
+        needed = statistics_for(merger.needs, ingredients, trunk_alone, root)
+        tensors = dict(merger.merge(joined.inputs(seed=seed, score=score, **needed)))
+        return _stock(ingredients[0], trunk_alone, tensors)
 
 
-def merged_model(
-    ingredients: Sequence[Ingredient],
-    method: Method,
-    trunk_alone: bool,
-    base: Ingredient | None = None,
-    dtype: torch.dtype | None = None,
-    seed: int = 0,
-    score: Score | None = None,
-) -> PreTrainedModel:
-    """Merge models in memory.
-
-    Args:
-        ingredients: The members.
-        method: The method.
-        trunk_alone: Merge the trunks and leave the heads out.
-        base: The model all members were trained from.
-        dtype: Type of the merged weights; null keeps the members'.
-        seed: Seed of methods that draw.
-        score: For methods that choose.
-
-    Returns:
-        A stock model in evaluation mode.
-    """
-    inputs = merge_inputs(ingredients, trunk_alone, base, dtype, seed=seed, score=score)
-    tensors = dict(method.merge(inputs))
-    first = ingredients[0]
-    model_class, config = class_of(first.folder)
-    absent: tuple[str, ...] = ()
+def _stock(like: Ingredient, trunk_alone: bool, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Return merged tensors as a model of a member's class, or of its trunk's."""
     if trunk_alone:
-        config, absent = first.structure.trunk_config, first.structure.absent
-        model_class = trunk_class(first)
-    return model_of(model_class, config, tensors, absent)
-
-
-def merge_inputs(
-    ingredients: Sequence[Ingredient],
-    trunk_alone: bool,
-    base: Ingredient | None = None,
-    dtype: torch.dtype | None = None,
-    **others: Any,
-) -> MergeInputs:
-    """Check that models fit together and make a method's inputs of them.
-
-    Args:
-        ingredients: The members.
-        trunk_alone: Take the trunks, under the names of trunks saved alone; else whole models, under their own names.
-        base: The model all members were trained from.
-        dtype: Type of floating tensors to make; null keeps the members'.
-        **others: Further fields of `MergeInputs`.
-
-    Raises:
-        MergeError: If they do not fit together; names the models and what differs.
-    """
-    check_one_trunk(ingredients)
-    if trunk_alone:
-        readers = [one.trunk for one in ingredients]
-        return MergeInputs.of(
-            readers, dtype, base=None if base is None else _trunk_of_base(base, readers[0]), **others
-        )
-    check_one_label_space(ingredients)
-    return MergeInputs.of(
-        [one.reader for one in ingredients], dtype, base=None if base is None else base.reader, **others
-    )
+        return model_of(trunk_class(like), like.structure.trunk_config, tensors, like.structure.absent)
+    return model_of(*class_of(like.folder), tensors)
 
 
 def model_of(
@@ -223,46 +169,26 @@ def _remake(
     named = [(parent, _pinned(text, parent)) for parent in manifest.parents]
     members = [ingredient for parent, ingredient in named if parent.role == "member"]
     base = next((ingredient for parent, ingredient in named if parent.role == "base"), None)
-    name, parameters = str(manifest.method.get("name")), dict(manifest.method.get("parameters") or {})
+    recipe = bind({key: value for key, value in manifest.recipe.items() if key != "data"}, MergeRecipe, text, "recipe")
+    name, parameters, rules = recipe.method, recipe.parameters, recipe.rules
     chosen = (manifest.method.get("report") or {}).get("places")
     if chosen is not None:  # the choice was made on data; what was chosen is known
         members = [members[place] for place in chosen]
         name, parameters = "average", {}
-    method = make_method(name, parameters, f"{text}: {MANIFEST_FILE}")
-    if dtype is None and manifest.recipe.get("dtype"):
-        dtype = _dtype(manifest.recipe["dtype"])
-    seed = int(manifest.recipe.get("seed", 0))
     heads_apart = manifest.auto_class == "AutoModel" and bool(manifest.tasks)
+    trunk_alone = heads_apart or auto_class == "AutoModel"
+    joined = join(members, trunk_alone, base, dtype or _dtype(recipe.dtype), recipe.extras)
+    merger = joined.merger(name, parameters, rules, f"{text}: {MANIFEST_FILE}")
+    needed = statistics_for(merger.needs, members, trunk_alone, base)
+    kind = getattr(torch, recipe.compute_dtype)
+    tensors = dict(merger.merge(joined.inputs(seed=recipe.seed, dtype=kind, **needed)))
     if subfolder is None:
-        return merged_model(members, method, heads_apart or auto_class == "AutoModel", base, dtype, seed)
+        return _stock(members[0], trunk_alone, tensors)
     own = [member for member in members if member.task == subfolder]
     if not heads_apart or not own:
         raise MergeError(f"{text}: no task {subfolder!r}{nearest(subfolder, manifest.tasks)}: it has {manifest.tasks}")
-    trunk = CheckpointReader.of(dict(method.merge(merge_inputs(members, True, base, dtype, seed=seed))), text)
-    model_class, config = class_of(own[0].folder)
-    return model_of(model_class, config, dict(task_reader(own, trunk).items()))
-
-
-def task_reader(members: Sequence[Ingredient], trunk: CheckpointReader) -> CheckpointReader:
-    """Return a task's model, tensor by tensor: a merged trunk under the members' names, and their own head.
-
-    Args:
-        members: The members of the task; the heads of several are averaged.
-        trunk: The merged trunk, under the names of a trunk saved alone.
-
-    Raises:
-        MergeError: If their heads differ in shapes or classes.
-    """
-    check_one_label_space(members)
-    structure = members[0].structure
-    head_layout = common_layout([member.head for member in members])
-    head = mean_of([member.head for member in members], members[0].name, head_layout)
-    layout = {own: trunk.layout[alone] for own, alone in structure.trunk.items()} | head.layout
-
-    def read(name: str) -> Tensor:
-        return trunk[structure.trunk[name]] if name in structure.trunk else head[name]
-
-    return CheckpointReader(trunk.source, layout, read, {})
+    reader = task_reader(own, CheckpointReader.of(tensors, text))
+    return model_of(*class_of(own[0].folder), dict(reader.items()))
 
 
 def _pinned(text: str, parent: Parent) -> Ingredient:
@@ -274,12 +200,6 @@ def _pinned(text: str, parent: Parent) -> Ingredient:
     if parent.sha256 is not None and ingredient.sha256 != parent.sha256:
         raise MergeError(f"{text}: the weights of {ingredient.reference} are not those it was made from")
     return ingredient
-
-
-def _trunk_of_base(base: Ingredient, like: CheckpointReader) -> CheckpointReader:
-    """Return the base's trunk; it may have parts the members lack."""
-    names = {name: name for name in like if name in base.trunk}
-    return base.trunk.select(names)
 
 
 def _wants_trunk(ingredients: Sequence[Ingredient], auto_class: str | None) -> bool:

@@ -94,6 +94,15 @@ class CheckpointReader(Mapping[str, Tensor]):
         raise CheckpointError(f"{source}: no weights: expected one of {known} in {folder}")
 
     @classmethod
+    def of_file(cls, path: Path, source: str) -> CheckpointReader:
+        """Open one safetensors file, reading nothing but its header.
+
+        Raises:
+            CheckpointError: If it is truncated or damaged.
+        """
+        return _open_safetensors(source, [path])
+
+    @classmethod
     def of(cls, tensors: Mapping[str, Tensor], source: str) -> CheckpointReader:
         """Present tensors in memory as a checkpoint."""
         return cls(source, {name: TensorInfo.of(tensor) for name, tensor in tensors.items()}, tensors.__getitem__, {})

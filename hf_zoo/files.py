@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 CHUNK_BYTES = 1 << 20
+CLOCK_GRAIN_NS = 2_000_000_000
+MAX_DIGESTS = 10_000
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -52,9 +57,42 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def remembered_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, hashed only if it has changed since it was last asked for.
+
+    A file in the Hub's cache is named after its hash. Other hashes are kept in the cache folder, under path, size,
+    inode and times of the file; a file younger than the clock's grain is hashed every time.
+    """
+    real = path.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", real.name) and real.parent.name == "blobs":
+        return real.name
+    from huggingface_hub.constants import HF_HOME
+
+    memory = Path(HF_HOME) / "hf_zoo" / "digests.json"
+    state = real.stat()
+    key = f"{real}:{state.st_size}:{state.st_ino}:{state.st_mtime_ns}:{state.st_ctime_ns}"
+    known = _read_digests(memory)
+    if key in known:
+        return known[key]
+    digest = sha256_of(real)
+    if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > CLOCK_GRAIN_NS:
+        kept = dict(list(known.items())[-MAX_DIGESTS:])
+        with contextlib.suppress(OSError):  # a home that cannot be written to costs time, no more
+            write_json(memory, kept | {key: digest})
+    return digest
+
+
 def weights_digest(folder: Path) -> str:
     """Return one SHA-256 for all weights files of a model's folder, shards included, adapters too."""
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
-        return sha256_of(files[0])
-    return hashlib.sha256("".join(f"{path.name}:{sha256_of(path)}\n" for path in files).encode()).hexdigest()
+        return remembered_sha256(files[0])
+    return hashlib.sha256("".join(f"{path.name}:{remembered_sha256(path)}\n" for path in files).encode()).hexdigest()
+
+
+def _read_digests(memory: Path) -> dict[str, str]:
+    try:
+        content = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

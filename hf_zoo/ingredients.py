@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError, PopulationError
-from hf_zoo.files import sha256_of, weights_digest
+from hf_zoo.files import remembered_sha256, weights_digest
 from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Member, Parent, Reference
-from hf_zoo.structure import Structure, class_of
 
+if TYPE_CHECKING:
+    from hf_zoo.structure import Structure
+
+STATISTICS_FOLDER = "statistics"
 TOKENIZER_FILE = "tokenizer.json"
 NOT_OF_THE_PROCESSOR = frozenset({"config.json", "adapter_config.json", MANIFEST_FILE, "population.json"})
 PROCESSOR_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".py"})
@@ -45,7 +48,9 @@ class Ingredient:
 
     @cached_property
     def structure(self) -> Structure:
-        """Its trunk and head."""
+        """Its trunk and head; asked for only where they matter, since transformers must be imported for it."""
+        from hf_zoo.structure import Structure
+
         return Structure.read(self.folder)
 
     @cached_property
@@ -58,11 +63,35 @@ class Ingredient:
         """A lazy reader of its head, under its own names."""
         return self.reader.select({name: name for name in self.structure.head})
 
+    def statistics(self, kind: str) -> CheckpointReader | None:
+        """Return statistics stored beside its weights, under the weights' names; null where there are none.
+
+        Args:
+            kind: `fisher` or `gram`.
+        """
+        path = self.folder / STATISTICS_FOLDER / f"{kind}.safetensors"
+        return CheckpointReader.of_file(path, f"{self.reference}: {kind}") if path.is_file() else None
+
+    @property
+    def num_examples(self) -> float | None:
+        """Size of its training set, as its manifest says; null where it does not."""
+        samples = {} if self.manifest is None else self.manifest.dataset.get("num_samples") or {}
+        return float(samples["train"]) if "train" in samples else None
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The content of its `config.json`, for an adapter that of the whole model."""
         path = self.folder / "config.json"
-        return json.loads(path.read_text() if path.is_file() else class_of(self.folder)[1].to_json_string())
+        if path.is_file():
+            return json.loads(path.read_text())
+        from hf_zoo.structure import class_of
+
+        return json.loads(class_of(self.folder)[1].to_json_string())
+
+    def names_in_order(self, trunk_alone: bool) -> list[str]:
+        """Return its tensors' names in the order a sample passes through them; of its trunk as saved alone, or all."""
+        structure = self.structure
+        return list(structure.trunk.values()) if trunk_alone else [*structure.trunk, *structure.head]
 
     @property
     def name(self) -> str:
@@ -83,12 +112,19 @@ class Ingredient:
             return self.reference.subfolder
         return self.manifest.task if self.manifest is not None else None
 
+    @property
+    def auto_class(self) -> str | None:
+        """The Auto class that loads it; null for a class none knows."""
+        if self.manifest is not None and self.manifest.auto_class is not None:
+            return self.manifest.auto_class
+        return self.structure.auto_class
+
     @cached_property
     def sha256(self) -> str:
         """The hash of its weights file, or of all its shards together."""
         if any(path.suffix == ".safetensors" for path in self.reader.files):
             return weights_digest(self.folder)
-        return hashlib.sha256("".join(sha256_of(path) for path in self.reader.files).encode()).hexdigest()
+        return hashlib.sha256("".join(remembered_sha256(path) for path in self.reader.files).encode()).hexdigest()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -159,11 +195,12 @@ def check_one_trunk(ingredients: Sequence[Ingredient]) -> None:
     """
     first = ingredients[0]
     for other in ingredients[1:]:
-        kinds = [one.structure.trunk_architecture for one in (first, other)]
-        if kinds[0] != kinds[1]:
-            raise MergeError(
-                f"{first.reference} is a {kinds[0]} and {other.reference} a {kinds[1]}: merge models of one kind"
-            )
+        if _kind(first) != _kind(other):
+            kinds = [one.structure.trunk_architecture for one in (first, other)]
+            if kinds[0] != kinds[1]:
+                raise MergeError(
+                    f"{first.reference} is a {kinds[0]} and {other.reference} a {kinds[1]}: merge models of one kind"
+                )
         if _vocabulary(first) != _vocabulary(other):
             raise MergeError(
                 f"{first.reference} and {other.reference} have different vocabularies: one row of their embeddings "
@@ -197,6 +234,12 @@ def _fetch(reference: Reference) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", reference.where) or reference.where.startswith("."):
         raise PopulationError(f"{reference}: no such folder, and a repo of a Hub is written org/name")
     return fetch_repo(reference.where, reference.revision)
+
+
+def _kind(ingredient: Ingredient) -> tuple[Any, Any]:
+    """Return what its config calls it: equal for models of one class, also without transformers imported."""
+    config = ingredient.config
+    return config.get("model_type"), config.get("architectures")
 
 
 def _vocabulary(ingredient: Ingredient) -> Mapping[str, Any] | None:

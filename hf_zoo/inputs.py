@@ -83,6 +83,15 @@ class MergeInputs:
         """Return the same inputs with only some of the tensors to make."""
         return replace(self, layout={name: self.layout[name] for name in names})
 
+    def of_members(self, places: Sequence[int]) -> MergeInputs:
+        """Return the same inputs with only some of the members."""
+
+        def chosen(values: Sequence[Any] | None) -> Any:
+            return None if values is None else tuple(values[place] for place in places)
+
+        per_member = ("members", "fisher", "gram", "num_examples")
+        return replace(self, **{field: chosen(getattr(self, field)) for field in per_member})
+
     def tensors(self, name: str) -> MemberTensors:
         """Return a tensor of every member, to be read when asked for."""
         return MemberTensors(name, self)

@@ -63,7 +63,7 @@ def _show(plan: MergePlan) -> int:
              "weights": (parent.sha256 or "")[:12]} for parent in plan.parents]  # fmt: skip
     print(format_table(rows))
     heads = f"one a task ({', '.join(plan.tasks)})" if plan.heads_apart else "merged"
-    print(f"{plan.method.name()} into {plan.folder}, heads {heads}; nothing was done")
+    print(f"{plan.recipe.method} into {plan.folder}, heads {heads}; nothing was done")
     return 0
 
 

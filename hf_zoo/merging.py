@@ -7,35 +7,40 @@ import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from hf_zoo.auto import merge_inputs, task_reader
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError, nearest
 from hf_zoo.files import json_text, weights_digest
+from hf_zoo.finding import find_base, find_members
 from hf_zoo.folders import new_folder, require_space
-from hf_zoo.ingredients import Ingredient, check_one_label_space, check_one_trunk, open_ingredient
+from hf_zoo.ingredients import STATISTICS_FOLDER, Ingredient, check_one_label_space, check_one_trunk
 from hf_zoo.inputs import MergeInputs
-from hf_zoo.methods.base import Method, Need, make_method
-from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Member, Parent, Population
+from hf_zoo.joining import Joined, join, statistics_for, task_reader
+from hf_zoo.lineage import measure_kinship
+from hf_zoo.methods.base import Need, get_method
+from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Parent
 from hf_zoo.recipe.grid import differences, digest, portable
 from hf_zoo.recipe.schema import MergeRecipe
 from hf_zoo.shards import TensorInfo, write_weights
 from hf_zoo.streaming import write_merge
-from hf_zoo.structure import class_of, skeleton
-from hf_zoo.trials import Trial, main_score, mean_score
+from hf_zoo.varying import Merger
 from hf_zoo.versions import installed_versions
+
+if TYPE_CHECKING:
+    from hf_zoo.trials import Trial
 
 logger = logging.getLogger(__name__)
 
 MAX_NAME = 64
-RESERVED = frozenset({SNAPSHOT_FOLDER, "statistics"})  # sub-folders of a repo with a meaning of their own
+RESERVED = frozenset({SNAPSHOT_FOLDER, STATISTICS_FOLDER})  # sub-folders of a repo with a meaning of their own
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class MergePlan:
 
     Attributes:
         recipe: The recipe.
-        method: The method with its hyper-parameters.
+        joined: Their tensors, alike.
+        merger: The methods and the tensors each of them makes.
         members: The members, in order.
         base: The model task vectors are taken against; null where the method needs none.
         heads_apart: Whether each task keeps its own head in a sub-folder, or heads are merged too.
@@ -52,7 +58,8 @@ class MergePlan:
     """
 
     recipe: MergeRecipe
-    method: Method
+    joined: Joined
+    merger: Merger
     members: tuple[Ingredient, ...]
     base: Ingredient | None
     heads_apart: bool
@@ -129,57 +136,20 @@ def plan_merge(recipe: MergeRecipe) -> MergePlan:
     Raises:
         ZooError: If a task, member, method or hyper-parameter is unknown, or members do not fit together.
     """
-    method = make_method(recipe.method, recipe.parameters, "merge recipe")
     members = find_members(recipe)
     check_one_trunk(members)
     heads_apart = _heads_apart(recipe, members)
-    base = _find_base(recipe, members) if Need.BASE in method.needs else None
-    if recipe.base is not None and base is None:
-        logger.warning("%s does not use a base: %s is left out", method.name(), recipe.base)
-    plan = MergePlan(recipe, method, members, base, heads_apart, recipe.name or _default_name(recipe, members))
-    merge_inputs(members, heads_apart, base, _dtype(recipe))
+    base = find_base(recipe, members, _asks_for_base(recipe))
+    joined = join(members, heads_apart, base, _dtype(recipe), recipe.extras)
+    merger = joined.merger(recipe.method, recipe.parameters, recipe.rules)
+    if recipe.base is not None and not merger.uses_base:
+        logger.warning("%s does not use a base: %s is left out", recipe.method, recipe.base)
+    if not merger.uses_base:
+        base, joined = None, replace(joined, base=None)
+    plan = MergePlan(recipe, joined, merger, members, base, heads_apart, recipe.name or _default_name(recipe, members))
     for task in plan.tasks if heads_apart else ():
         task_reader(plan.of_task(task), members[0].trunk)
     return plan
-
-
-def find_members(recipe: MergeRecipe) -> tuple[Ingredient, ...]:
-    """Open the members a recipe names, or the best finished one of each of its tasks.
-
-    Raises:
-        PopulationError: If a member cannot be opened.
-        MergeError: If a task has no finished member; names the tasks there are.
-    """
-    if recipe.members:
-        return tuple(open_ingredient(text) for text in recipe.members)
-    assert recipe.population is not None  # the recipe's rules have seen to it
-    population = Population.open(recipe.population).where(**recipe.where)
-    return tuple(open_ingredient(best_member(population, task, recipe.where)) for task in recipe.tasks)
-
-
-def best_member(population: Population, task: str, where: Mapping[str, Any]) -> Member:
-    """Return a population's finished member with the best validation score on a task.
-
-    Args:
-        population: Where to look.
-        task: The task.
-        where: The factors it was narrowed down by, for the error.
-
-    Raises:
-        MergeError: If there is none; names the tasks there are.
-    """
-    of_task = [member for member in population if member.manifest.task == task]
-    finished = [member for member in of_task if member.manifest.status == "finished"]
-    if finished:
-        return max(finished, key=lambda member: main_score(member.metrics, "validation_"))
-    narrowed = f" with {', '.join(f'{key}={value}' for key, value in where.items())}" if where else ""
-    if of_task:
-        raise MergeError(f"{population.name}: no member for task {task!r}{narrowed} has finished: finish its training")
-    tasks = Counter(str(member.manifest.task) for member in population)
-    has = ", ".join(f"{name} ({count})" for name, count in sorted(tasks.items())) or "no member at all"
-    raise MergeError(
-        f"{population.name}: no member for task {task!r}{narrowed}{nearest(task, list(tasks))}: it has {has}"
-    )
 
 
 def existing_merge(plan: MergePlan) -> Manifest | None:
@@ -239,15 +209,11 @@ def _heads_apart(recipe: MergeRecipe, members: Sequence[Ingredient]) -> bool:
     return True
 
 
-def _find_base(recipe: MergeRecipe, members: Sequence[Ingredient]) -> Ingredient | None:
-    if recipe.base is not None:
-        return open_ingredient(recipe.base)
-    named = {
-        str(one.manifest.recipe["parent"]) for one in members if one.manifest and one.manifest.recipe.get("parent")
-    }
-    if len(named) > 1:
-        raise MergeError(f"the members come from several models ({', '.join(sorted(named))}): say which is `base`")
-    return open_ingredient(named.pop()) if named else None
+def _asks_for_base(recipe: MergeRecipe) -> bool:
+    methods = [recipe.method, *(rule.method for rule in recipe.rules if rule.method is not None)]
+    return any(Need.BASE in get_method(name).needs for name in methods) or any(
+        rule.keep == "base" for rule in recipe.rules
+    )
 
 
 def _default_name(recipe: MergeRecipe, members: Sequence[Ingredient]) -> str:
@@ -259,11 +225,18 @@ def _default_name(recipe: MergeRecipe, members: Sequence[Ingredient]) -> str:
 
 
 def _make(plan: MergePlan) -> Manifest:
-    recipe = plan.recipe
-    trials = _open_trials(plan) if recipe.evaluate or Need.SCORE in plan.method.needs else []
-    score = mean_score(trials, plan.heads_apart) if trials else None
-    inputs = merge_inputs(plan.members, plan.heads_apart, plan.base, _dtype(recipe), seed=recipe.seed, score=score)
-    plan.method.check(inputs)
+    recipe, needs = plan.recipe, plan.merger.needs
+    trials = _open_trials(plan) if recipe.evaluate or needs & {Need.SCORE, Need.DATA} else []
+    inputs = plan.joined.inputs(
+        score=_score(plan, trials) if trials else None,
+        trials=tuple(trials) or None,
+        seed=recipe.seed,
+        device=recipe.device,
+        dtype=getattr(torch, recipe.compute_dtype),
+        **statistics_for(needs, plan.members, plan.heads_apart, plan.base),
+    )
+    plan.merger.check(inputs)
+    _check_lineage(plan, inputs)
     _require_space(plan, inputs)
     with new_folder(plan.folder) as folder:
         _write_root(plan, inputs, folder)
@@ -281,7 +254,37 @@ def _make(plan: MergePlan) -> Manifest:
     return manifest
 
 
+def _check_lineage(plan: MergePlan, inputs: MergeInputs) -> None:
+    """Warn, or refuse, when models do not seem to come from one; what was measured goes into the report."""
+    how = plan.recipe.lineage
+    if how == "ignore" or len(plan.members) + (plan.base is not None) < 2:
+        return
+    base = None if plan.base is None or inputs.base is None else (plan.base, inputs.base)
+    kinship = measure_kinship(plan.members, inputs.members, inputs.layout, base)
+    if kinship.cosines:
+        inputs.report["smallest cosine of weights"] = round(min(kinship.cosines.values()), 4)
+    if not kinship.strangers:
+        return
+    shown = "; ".join(kinship.strangers[:3])
+    told = (
+        f"these models do not seem to come from one ({shown}): the merge of unrelated networks is as a rule worse "
+        "than each of them. Align them first, or choose models with one parent"
+    )
+    if how == "refuse":
+        raise MergeError(f"{told}, or set `lineage: warn`")
+    logger.warning("%s", told)
+    inputs.report["lineage"] = kinship.strangers
+
+
+def _score(plan: MergePlan, trials: Sequence[Trial]) -> Callable[[Mapping[str, Tensor]], float]:
+    from hf_zoo.trials import mean_score
+
+    return mean_score(trials, plan.heads_apart)
+
+
 def _open_trials(plan: MergePlan) -> list[Trial]:
+    from hf_zoo.trials import Trial
+
     recipe = plan.recipe
     unknown = [task for task in recipe.data if plan.heads_apart and task not in plan.tasks]
     if unknown:
@@ -301,7 +304,14 @@ def _require_space(plan: MergePlan, inputs: MergeInputs) -> None:
 
 def _write_root(plan: MergePlan, inputs: MergeInputs, folder: Path) -> None:
     """Write the merged trunk, or the whole merged model where heads are merged, with config and processor."""
-    write_merge(folder, plan.method, inputs)
+    recipe = plan.recipe
+    write_merge(
+        folder,
+        plan.merger,
+        inputs,
+        num_threads=recipe.num_threads,
+        max_shard_bytes=int(recipe.max_shard_size * 1e9),
+    )
     first = plan.members[0]
     content = first.config
     files = first.processor_files()
@@ -362,10 +372,10 @@ def _mean_metrics(results: Sequence[Mapping[str, Any]], model: str) -> dict[str,
 def _manifest(plan: MergePlan, inputs: MergeInputs, folder: Path, trials: Sequence[Trial]) -> Manifest:
     first = plan.members[0]
     manifests = [member.manifest for member in plan.members if member.manifest is not None]
-    model_class, config = class_of(folder)
+    config = json.loads((folder / "config.json").read_text())
     objectives = {manifest.objective for manifest in manifests}
     populations = {manifest.population for manifest in manifests}
-    method = plan.method.describe()
+    method = plan.merger.describe()
     if inputs.report:
         method["report"] = _renamed(inputs.report, {str(one.reference): one.label for one in plan.members})
     loading: dict[str, Any] = {"heads": "one a task, in sub-folders" if plan.heads_apart else "merged like the trunk"}
@@ -386,16 +396,24 @@ def _manifest(plan: MergePlan, inputs: MergeInputs, folder: Path, trials: Sequen
         dataset={trial.task: trial.description for trial in trials},
         loading=loading,
         method=method,
-        auto_class="AutoModel" if plan.heads_apart else first.structure.auto_class,
-        architecture=model_class.__name__,
-        model_type=config.model_type,
+        auto_class="AutoModel" if plan.heads_apart else first.auto_class,
+        architecture=(config.get("architectures") or [None])[0],
+        model_type=config.get("model_type"),
         library=manifests[0].library if manifests and manifests[0].library != "peft" else "transformers",
-        num_parameters=sum(parameter.numel() for parameter in skeleton(model_class, config).parameters()),
+        num_parameters=_num_parameters(plan, inputs),
         sha256=weights_digest(folder),
         license=plan.recipe.publish.license,
         language=plan.recipe.publish.language,
         versions=installed_versions(),
     )
+
+
+def _num_parameters(plan: MergePlan, inputs: MergeInputs) -> int:
+    """Return the members' own number where it must be the same, else that of the floating entries made."""
+    manifest = plan.members[0].manifest
+    if manifest is not None and manifest.num_parameters and not plan.heads_apart and not plan.joined.owners:
+        return manifest.num_parameters
+    return sum(info.numel for info in inputs.layout.values() if info.dtype.is_floating_point)
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from hf_zoo.inputs import MergeInputs
-from hf_zoo.methods.base import Method
 from hf_zoo.shards import MAX_SHARD_BYTES, WeightsWriter
+from hf_zoo.varying import Merger
 
 
 def write_merge(
     folder: Path,
-    method: Method,
+    merger: Merger,
     inputs: MergeInputs,
     *,
     num_threads: int | None = None,
@@ -30,7 +30,7 @@ def write_merge(
 
     Args:
         folder: An existing folder.
-        method: The method.
+        merger: The methods, and who makes what.
         inputs: Its inputs.
         num_threads: Threads to merge with; null for one a core.
         max_shard_bytes: Largest file.
@@ -41,11 +41,11 @@ def write_merge(
     Raises:
         ZooError: If the method refuses its inputs, an input or output is not finite, or the disk is full.
     """
-    method.check(inputs)
+    merger.check(inputs)
     count = num_threads or num_cores()
     with WeightsWriter(folder, inputs.layout, max_shard_bytes=max_shard_bytes) as writer, _one_thread_an_operation():
         # The largest first: at the end no thread waits for another's long work.
-        works = sorted(method.works(inputs), key=lambda work: -work.size)
+        works = sorted(merger.works(inputs), key=lambda work: -work.size)
         if count == 1 or len(works) == 1:
             for work in works:
                 work.run(writer.put_piece)

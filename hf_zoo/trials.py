@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_zoo.auto import model_of, task_reader
+from hf_zoo.auto import model_of
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.data.columns import NEEDS, find_columns, label_names
 from hf_zoo.data.sources import load_splits
 from hf_zoo.data.tables import Collator, Table, build_collator, build_table
 from hf_zoo.errors import MergeError
 from hf_zoo.evaluation import evaluate_model, load_processor, match_labels, objective_of
+from hf_zoo.finding import main_score
 from hf_zoo.ingredients import Ingredient
+from hf_zoo.joining import task_reader
 from hf_zoo.population import Member
 from hf_zoo.recipe.binding import bind
 from hf_zoo.recipe.schema import AugmentationSpec, DataSpec, ObjectiveSpec
@@ -150,20 +151,6 @@ def mean_score(trials: Sequence[Trial], heads_apart: bool) -> Callable[[Mapping[
         return sum(scores) / len(scores)
 
     return score
-
-
-def main_score(metrics: Mapping[str, Any], prefix: str = "") -> float:
-    """Return the metric models are chosen by, larger is better: accuracy, else top-1, else minus the loss.
-
-    Args:
-        metrics: Metrics by name.
-        prefix: What their names begin with (`validation_`).
-    """
-    for name, sign in (("accuracy", 1), ("top1", 1), ("loss", -1)):
-        value = metrics.get(prefix + name)
-        if isinstance(value, int | float) and math.isfinite(value):
-            return sign * float(value)
-    return -math.inf
 
 
 def _own_data(member: Ingredient, task: str) -> DataSpec:

@@ -428,7 +428,7 @@ def test_the_verb_refuses_in_one_message(population, tmp_path, capsys):
     assert captured.err.startswith("error: zoo: no member for task 'qqp': it has mnli (2), sst (2)")
     assert "Traceback" not in captured.err
     assert main([recipe, "parameters.weights=[1,2,3]"]) == 2
-    assert "average needs one weight a member: got 3 for 2 members" in capsys.readouterr().err
+    assert "average: weights needs one value a member: got 3 for 2 members" in capsys.readouterr().err
     assert main([recipe, "method=averge"]) == 2
     assert "did you mean 'average'?" in capsys.readouterr().err
     assert not list((population.parent / "merges").glob("*"))

@@ -106,6 +106,11 @@ class Method(ABC):
         """Return the first line of its docstring."""
         return (inspect.getdoc(cls) or "").partition("\n")[0]
 
+    @property
+    def uses_base(self) -> bool:
+        """Whether the base matters to it."""
+        return Need.BASE in self.needs
+
     @abstractmethod
     def merge(self, inputs: MergeInputs) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor of `inputs.layout` once, in any order, in the layout's type.
@@ -292,19 +297,22 @@ def get_method(name: str) -> type[Method]:
     return own[0]
 
 
-def make_method(name: str, parameters: Mapping[str, Any] | None = None, source: str = "method") -> Method:
+def make_method(
+    name: str, parameters: Mapping[str, Any] | None = None, source: str = "method", path: str = "parameters"
+) -> Method:
     """Make a method with hyper-parameters.
 
     Args:
         name: Its name.
         parameters: Hyper-parameters; those not given have the paper's values.
         source: Where they come from, for the error.
+        path: Their path in it.
 
     Raises:
         MergeError: If there is no such method.
         RecipeError: If a hyper-parameter is unknown, of a wrong type or out of range.
     """
-    return bind(dict(parameters or {}), get_method(name), source, "parameters")
+    return bind(dict(parameters or {}), get_method(name), source, path)
 
 
 def per_member(value: float | Sequence[float], inputs: MergeInputs, what: str) -> tuple[float, ...]:

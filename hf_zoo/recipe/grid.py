@@ -26,7 +26,7 @@ MAX_SHOWN = 160
 # What a whole population shares. A factor there would make members that differ in nothing a model shows.
 SHARED_KEYS = ("name", "output", "description", "members", "vary", "publish", "training.report_to")
 # What neither weights nor metrics depend on.
-WITHOUT_EFFECT = ("output", "members", "publish", "training.report_to")
+WITHOUT_EFFECT = ("output", "members", "publish", "training.report_to", "num_threads", "lineage")
 LABELS = ("name", "description")
 
 

@@ -352,6 +352,24 @@ class FinetuneRecipe(TrainRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergeRule:
+    """Tensors that are merged otherwise than the rest.
+
+    Attributes:
+        tensors: Which: `embeddings` (all before the first block), `heads`, `blocks`, `block 3`, `blocks 0-3`, or a
+            regular expression, searched in the tensors' names.
+        method: Merge them by this method; null for the recipe's.
+        parameters: Its hyper-parameters; with the recipe's method, those that differ.
+        keep: Do not merge them: `base`, or the place of the member they are taken from, the first being 0.
+    """
+
+    tensors: str
+    method: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    keep: int | Literal["base"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class MergeRecipe:
     """A merge made by `hf_zoo.merge`.
 
@@ -364,11 +382,19 @@ class MergeRecipe:
         tasks: Merge the best member of each of these tasks.
         where: Factors the members found for `tasks` must have.
         method: A file name of `hf_zoo/methods`.
-        parameters: The method's hyper-parameters.
+        parameters: The method's hyper-parameters: a number, a list with one value a member, or a mapping that makes it
+            vary over the network (`blocks: [0.1, 0.9]`, `embeddings`, `heads`, a regular expression, `otherwise`).
+        rules: Tensors that are merged otherwise; the first rule that fits a tensor counts.
+        extras: Tensors only some members have: `refuse` them, `keep` their mean over those that have them, or `drop`.
+        lineage: When members do not seem to come from one model: `warn` with numbers, `refuse`, or `ignore` it.
         base: The model all members were trained from; null takes it from their manifests.
         heads: `per_task` keeps each task's head in a sub-folder, `merge` averages heads of one label space; null
             decides by the tasks.
         dtype: Type of the written weights; null keeps the members'.
+        compute_dtype: Type to compute in.
+        device: Where to compute: `cpu`, `cuda`, `cuda:1`.
+        num_threads: Threads on the CPU; null for one a core. The result does not depend on it.
+        max_shard_size: Largest weights file, in gigabytes.
         data: Task -> the data to evaluate it on; tasks not named are evaluated on their members' own data.
         evaluate: Evaluate the merge and its parents on every task.
         eval_batch_size: Samples an evaluation pass.
@@ -386,9 +412,16 @@ class MergeRecipe:
     where: dict[str, Any] = field(default_factory=dict)
     method: str = "average"
     parameters: dict[str, Any] = field(default_factory=dict)
+    rules: tuple[MergeRule, ...] = ()
+    extras: Literal["refuse", "keep", "drop"] = "refuse"
+    lineage: Literal["warn", "refuse", "ignore"] = "warn"
     base: str | None = None
     heads: Literal["per_task", "merge"] | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    compute_dtype: Literal["float32", "float64"] = "float32"
+    device: str = "cpu"
+    num_threads: int | None = None
+    max_shard_size: float = 50.0
     data: dict[str, DataSpec] = field(default_factory=dict)
     evaluate: bool = True
     eval_batch_size: int = 64
