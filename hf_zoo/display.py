@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -177,13 +178,25 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def quieten() -> None:
-    """Silence the libraries: the screen belongs to our own bars and tables."""
+    """Silence the libraries: the screen belongs to our own bars and tables.
+
+    Those that have not been imported are told by their environment variables: a merge of weights alone never needs
+    them, and importing them takes longer than it does.
+    """
     import logging
 
-    import datasets
-    import transformers
+    if "transformers" in sys.modules:
+        import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+    if "datasets" in sys.modules:
+        import datasets
+
+        datasets.disable_progress_bars()
+    os.environ.update({
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    })
     logging.getLogger("accelerate").setLevel(logging.ERROR)

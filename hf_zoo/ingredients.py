@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,7 @@ class Ingredient:
         """The Auto class that loads it; null for a class none knows."""
         if self.manifest is not None and self.manifest.auto_class is not None:
             return self.manifest.auto_class
-        return self.structure.auto_class
+        return _auto_class_by_name(self.config) or self.structure.auto_class
 
     @cached_property
     def sha256(self) -> str:
@@ -234,6 +235,20 @@ def _fetch(reference: Reference) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", reference.where) or reference.where.startswith("."):
         raise PopulationError(f"{reference}: no such folder, and a repo of a Hub is written org/name")
     return fetch_repo(reference.where, reference.revision)
+
+
+def _auto_class_by_name(config: Mapping[str, Any]) -> str | None:
+    """Return the Auto class a model's class is named for, `XForMaskedLM` for `AutoModelForMaskedLM`; null where none is.
+
+    The library's own naming spares importing it. Whether there is such an Auto class is looked up in its source.
+    """
+    named = re.fullmatch(r"[A-Z]\w*?For(\w+)", (config.get("architectures") or [""])[0])
+    found = find_spec("transformers")
+    if named is None or found is None or found.origin is None or config.get("auto_map"):
+        return None
+    source = Path(found.origin).parent / "models" / "auto" / "modeling_auto.py"
+    known = f"class AutoModelFor{named[1]}(" in source.read_text(encoding="utf-8") if source.is_file() else False
+    return f"AutoModelFor{named[1]}" if known else None
 
 
 def _kind(ingredient: Ingredient) -> tuple[Any, Any]:
