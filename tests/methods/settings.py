@@ -34,4 +34,10 @@ SETTINGS = [
     Setting("greedy_soup"),
     Setting("greedy_soup", {"start": "all"}),
     Setting("greedy_soup", {"order": "random"}, symmetric=False),
+    Setting("regmean"),
+    Setting("task_arithmetic"),
+    Setting("task_arithmetic", {"scale": -1.0, "weights": (0.5, 0.2, 0.3), "normalize": True}, symmetric=False),
+    Setting("ties"),
+    Setting("ties", {"trim": "tensor", "density": 0.5, "tie": "positive"}),
+    Setting("ties", {"election": "count", "weights": (1.0, 0.2, 0.3)}, symmetric=False),
 ]

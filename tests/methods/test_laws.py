@@ -47,6 +47,8 @@ def make_inputs(setting, members, seed=0, **others):
     if Need.FISHER in needs:
         others.setdefault("fisher", [fisher_like(member) for member in members])
         others.setdefault("num_examples", tuple(100.0 + int(member.source[-1]) for member in members))
+    if Need.GRAM in needs:
+        others.setdefault("gram", [gram_like(member) for member in members])
     return MergeInputs.of(members, seed=seed, **others)
 
 
@@ -60,6 +62,12 @@ def fisher_like(member):
         },
         member.source,
     )
+
+
+def gram_like(member):
+    """A Gram matrix of every matrix's last axis."""
+    matrices = {name: tensor.float() for name, tensor in member.items() if tensor.ndim == 2}
+    return CheckpointReader.of({name: tensor.T @ tensor for name, tensor in matrices.items()}, member.source)
 
 
 def merge(setting, members, seed=0, **others):
