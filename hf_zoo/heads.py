@@ -47,12 +47,16 @@ def head_names(model: nn.Module) -> list[str]:
     return [name for name in model.state_dict() if name not in trunk]
 
 
-def trunk_names(model: nn.Module) -> list[str]:
+def trunk_names(model: nn.Module, alone: PreTrainedModel | None = None) -> list[str]:
     """Return the names of the state-dict entries of the trunk.
 
     What a trunk alone has no place for, such as the mask token of masked image models, belongs to the head.
+
+    Args:
+        model: The model.
+        alone: Its `trunk_skeleton`, where it has been built already.
     """
-    prefix, alone = trunk_prefix(model), trunk_skeleton(model)
+    prefix, alone = trunk_prefix(model), alone or trunk_skeleton(model)
     names = [name for name in model.state_dict() if name.startswith(prefix)]
     if type(alone) is type(stock_model(model)) or (
         is_adapted(model) and isinstance(trunk_module(model), PreTrainedModel)

@@ -66,7 +66,7 @@ class Structure:
         """Read the structure of a class with a config."""
         model = skeleton(model_class, config)
         trunk_model = trunk_skeleton(model)
-        names, inside = saved_names(model), set(trunk_names(model))
+        names, inside = saved_names(model), set(trunk_names(model, trunk_model))
         in_trunk = [name for name in names if name in inside]
         prefix = trunk_prefix(model)
         alone = _saved_under(trunk_model)
