@@ -238,7 +238,7 @@ def _fetch(reference: Reference) -> Path:
 
 
 def _auto_class_by_name(config: Mapping[str, Any]) -> str | None:
-    """Return the Auto class a model's class is named for, `XForMaskedLM` for `AutoModelForMaskedLM`; null where none is.
+    """Return the Auto class a model's class is named for (`AutoModelForMaskedLM` of `XForMaskedLM`), null if none is.
 
     The library's own naming spares importing it. Whether there is such an Auto class is looked up in its source.
     """
