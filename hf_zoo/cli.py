@@ -12,6 +12,7 @@ VERBS = {
     "pretrain": "train a population of fresh or continued models",
     "finetune": "train a population from parents",
     "merge": "merge members into one model",
+    "curvature": "measure members' Fisher information and Gram matrices",
     "publish": "push a population or a merge to a Hub",
     "list": "list a population's members, factors and results",
     "hub": "serve a folder as a Hub on this machine",
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"hf-zoo: unknown verb {verb!r}{nearest(verb, list(VERBS))}: {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    home = {"list": "listing", "hub": "serving", "register": "extension"}.get(verb, verb)
+    home = {"list": "listing", "curvature": "measuring", "hub": "serving", "register": "extension"}.get(verb, verb)
     return import_module(f"hf_zoo.{home}").main(rest)
 
 

@@ -201,7 +201,7 @@ def add_squares(call: Call, gradients: Sequence[Tensor], name: str, into: Tensor
 def _add_embedding_squares(call: Call, gradient: Tensor, into: Tensor) -> None:
     """Add up each example's rows of a table token by token: an example touches few of the table's rows."""
     ids_BR, g_BRD = _looked_up(call, gradient)
-    size = call.module.num_embeddings  # type: ignore[union-attr]
+    size: Any = call.module.num_embeddings
     place_BR = torch.arange(len(ids_BR), device=ids_BR.device)[:, None] * size + ids_BR
     known, where = place_BR.reshape(-1).unique(return_inverse=True)
     rows = into.new_zeros(len(known), into.shape[-1]).index_add_(0, where, g_BRD.reshape(-1, into.shape[-1]))
@@ -212,7 +212,7 @@ def _looked_up(call: Call, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Return which row of its table each place looked up, and the gradients there, zero at padding."""
     g_BRD = call.rows(gradient)
     ids_BR = call.input.reshape(call.num_examples, -1)
-    padding = call.module.padding_idx
+    padding: Any = call.module.padding_idx
     if padding is not None:
         g_BRD = g_BRD * (ids_BR != padding)[..., None]
     return ids_BR, g_BRD
@@ -229,7 +229,7 @@ def _linear(call: Call, gradient: Tensor, names: Sequence[str], span: slice) -> 
 def _embedding(call: Call, gradient: Tensor, names: Sequence[str], span: slice) -> dict[str, Tensor]:
     ids_BR, g_BRD = _looked_up(call, gradient)
     ids_NR, g_NRD = ids_BR[span], g_BRD[span]
-    size = call.module.num_embeddings  # type: ignore[union-attr]
+    size: Any = call.module.num_embeddings
     place_NR = torch.arange(len(ids_NR), device=ids_NR.device)[:, None] * size + ids_NR
     table = g_NRD.new_zeros(len(ids_NR) * size, g_NRD.shape[-1])
     table.index_add_(0, place_NR.reshape(-1), g_NRD.reshape(-1, g_NRD.shape[-1]))
@@ -260,21 +260,20 @@ def _replayed(call: Call, gradients: Sequence[Tensor], names: Sequence[str], spa
     if not any(call.batched):
         raise UnseparableError(f"{call.path}: no argument holds the examples")
     parameters = {name: call.module.get_parameter(name).detach() for name in names}
-    moving = [leaf.reshape(num, -1, *leaf.shape[1:])[span] for leaf, is_batched in zip(call.leaves, call.batched, strict=True) if is_batched]  # fmt: skip
+    arguments = list(zip(call.leaves, call.batched, strict=True))
+    moving = [leaf.reshape(num, -1, *leaf.shape[1:])[span] for leaf, is_batched in arguments if is_batched]
     cotangents = [gradient.reshape(num, -1, *gradient.shape[1:])[span] for gradient in gradients]
 
     def one(values: list[Tensor], pulled: list[Tensor]) -> dict[str, Tensor]:
         rest = iter(values)
-        leaves = [
-            next(rest) if is_batched else leaf for leaf, is_batched in zip(call.leaves, call.batched, strict=True)
-        ]
+        leaves = [next(rest) if is_batched else leaf for leaf, is_batched in arguments]
         args, kwargs = pytree.tree_unflatten(leaves, call.structure)
 
         def outputs(values: dict[str, Tensor]) -> list[Tensor]:
             returned = pytree.tree_leaves(functional_call(call.module, values, args, kwargs))
             return [returned[place] for place in call.outputs]
 
-        _, pull_back = vjp(outputs, parameters)
+        _, pull_back, *_ = vjp(outputs, parameters)
         return pull_back(pulled)[0]
 
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no rule for vmap

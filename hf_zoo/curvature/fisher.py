@@ -127,7 +127,7 @@ class DiagonalFisher:
             self._add_squares(self._plan, live)
 
     def _add_squares(self, plan: Plan, live: Mapping[str, list[tuple[Call, list[Tensor]]]]) -> None:
-        """Add the squares of one backward pass: parameters of one call together, shared ones summed before squaring."""
+        """Add the squares of one backward pass; a parameter of several calls is summed over them before squaring."""
         together: dict[str, list[tuple[str, str]]] = {}
         for name, owners in plan.owners.items():
             uses = [(call, own, local) for path, local in owners for call, own in live.get(path, ())]

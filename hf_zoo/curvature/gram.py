@@ -19,9 +19,9 @@ from hf_zoo.shards import describe_nonfinite, is_finite
 class GramMatrices:
     """Gram matrices in the making: add batches, then take the means.
 
-    G = 1/M sum_m x_m x_m^T over the M rows (tokens, patches or whole examples) a layer reads; padding is left out where
-    the batch has an `attention_mask` and the layer reads a row a token. A layer called several times, or a weight
-    that several layers share, adds up the rows of all its calls.
+    G = 1/M sum_m x_m x_m^T over the M rows (tokens, patches or whole examples) a layer reads; padding is left out
+    where the batch has an `attention_mask` and the layer reads a row a token. A layer called several times, or a
+    weight that several layers share, adds up the rows of all its calls.
 
     Args:
         model: Returns logits. It is not changed; where it is of another type or elsewhere, a copy is used.

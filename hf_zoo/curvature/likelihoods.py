@@ -2,7 +2,7 @@
 
 The Fisher information of an example is E_y[(d log p(y | x) / d theta)^2] = diag(J^T F J) with J the Jacobian of the
 outputs and F the Fisher information of the output distribution in its own parameters. Any vectors a_1, a_2, ... with
-sum_i a_i a_i^T = F (exactly, or in expectation over drawn labels) give it as sum_i (J^T a_i)^2: one backward pass each.
+sum_i a_i a_i^T = F (exactly, or in expectation over drawn labels) give it as sum_i (J^T a_i)^2: a backward pass each.
 """
 
 # B = examples of a batch, P = predictions of an example (1, or its tokens), C = classes or vocabulary, D = targets
@@ -40,9 +40,9 @@ class Estimator:
     """How the expectation over labels is taken.
 
     Attributes:
-        kind: `exact` sums over all labels; `sampled` draws labels from the model's own distribution, which is unbiased;
-            `empirical` takes the observed labels, which is another quantity: where the model is wrong it can be several
-            times larger (Kunstner et al. 2019, arXiv:1905.12558).
+        kind: `exact` sums over all labels; `sampled` draws labels from the model's own distribution, which is
+            unbiased; `empirical` takes the observed labels, which is another quantity: where the model is wrong it can
+            be several times larger (Kunstner et al. 2019, arXiv:1905.12558).
         num_samples: Labels drawn for each prediction, for `sampled`.
         seed: Seed of the draws; an example's draws depend on the seed and its index alone.
     """
@@ -60,8 +60,8 @@ def likelihood_of(objective: str) -> str:
     """
     if objective == "contrastive":
         raise ModelError(
-            "contrastive: its loss compares the images of a batch, so no example has a likelihood of its own and there "
-            "is no Fisher information: fine-tune the member on a task first"
+            "contrastive: its loss compares the images of a batch, so no example has a likelihood of its own and "
+            "there is no Fisher information: fine-tune the member on a task first"
         )
     if objective not in LIKELIHOODS:
         raise ModelError(f"objective {objective!r}: expected one of {', '.join(LIKELIHOODS)}"
@@ -79,10 +79,10 @@ def directions(
 ) -> Iterator[Tensor]:
     """Yield the vectors whose pulled-back squares add up to the Fisher information of every example of a batch.
 
-    Where an example is a sequence, its log-likelihood is the sum over its predicted tokens: tokens share their context,
-    so the sequence is what is drawn independently, and a mean would weight a token by the length of its text. Given
-    the context the tokens' scores are uncorrelated, hence the information of the sequence is the sum of theirs. The
-    context of a causal model is the observed one (teacher forcing).
+    Where an example is a sequence, its log-likelihood is the sum over its predicted tokens: tokens share their
+    context, so the sequence is what is drawn independently, and a mean would weight a token by the length of its text.
+    Given the context the tokens' scores are uncorrelated, hence the information of the sequence is the sum of
+    theirs. The context of a causal model is the observed one (teacher forcing).
 
     Args:
         objective: A key of `LIKELIHOODS`.

@@ -1,4 +1,4 @@
-"""Where each parameter's per-example gradients are read off a network: found by trying, and checked, on its first batch.
+"""Where each parameter's per-example gradients are read off a network: tried and checked on its first batch.
 
 No table of architectures: a parameter is looked for in the calls of its own module; where these do not account for
 its gradient (a table read past its module, a bias handed on to other layers), in the module around that one, and so
@@ -105,8 +105,8 @@ def make_plan(model: nn.Module, inputs: Mapping[str, Tensor]) -> Plan:
         if stuck := [name for name in failed if all(path == "" for path, _ in plan.owners[name])]:
             raise ModelError(
                 f"{type(model).__name__}: the gradients of {', '.join(stuck[:3])} cannot be told apart by example "
-                f"({failed[stuck[0]]}): torch.func.vmap must be able to run the model; try "
-                "attn_implementation='eager', or estimator=sampled with per_example=false, which needs no such gradients"
+                f"({failed[stuck[0]]}): torch.func.vmap must be able to run the model. Load it with "
+                "attn_implementation='eager', or use estimator=sampled with per_example=false, which needs no vmap"
             )
         for name in failed:
             plan.owners[name] = _climbed(plan.owners[name])

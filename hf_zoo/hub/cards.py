@@ -177,6 +177,7 @@ def _member_values(manifest: Manifest, repo: str, revision: str | None) -> dict[
         "results_note": " ".join(_results_notes(manifest.results) + ([thinned] if thinned else [])),
         "final": _final_table(manifest.metrics),
         "picture": has_picture(manifest) and not revision,
+        "statistics": _statistics(manifest),
     }
 
 
@@ -291,6 +292,19 @@ def _fact(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return number(value)
     return code(_plain(value))
+
+
+def _statistics(manifest: Manifest) -> str:
+    """Return a table of the files in `statistics/`, or nothing when there are none."""
+    rows = []
+    for entry in manifest.statistics:
+        draws = entry.get("num_samples_per_example")
+        estimator = f"{entry['estimator']}, {draws} a prediction" if draws else entry.get("estimator")
+        what = [sentence(_words(entry.get("kind", "unknown"))), sentence(estimator) if estimator else "-"]
+        counted = [_measured(entry.get("num_examples")), _measured(entry.get("trace"))]
+        data = (entry.get("dataset") or {}).get("path")
+        rows.append([code(entry.get("file", "unknown")), *what, *counted, code(data) if data else "-"])
+    return table(["File", "Statistic", "Labels", "Examples", "Trace", "Data"], rows, numeric=(3, 4)) if rows else ""
 
 
 def _thinned(results: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], str]:

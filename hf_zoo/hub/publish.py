@@ -150,7 +150,9 @@ def publish_population(folder: Path, spec: PublishSpec, progress: Progress | Non
 def snapshot_manifest(manifest: Manifest, snapshot: Snapshot) -> Manifest:
     """Return what a snapshot's own revision says of it: the member as it was then."""
     results = tuple(record for record in manifest.results if record.get("step", 0) <= snapshot.step)
-    return manifest.replace(results=results, metrics=snapshot.metrics, snapshots=(), sha256=snapshot.sha256)
+    return manifest.replace(
+        results=results, metrics=snapshot.metrics, snapshots=(), statistics=(), sha256=snapshot.sha256
+    )
 
 
 def _namespace(namespace: str | None) -> str:

@@ -24,9 +24,9 @@ MAX_MEMBERS = 10_000
 MAX_SHOWN = 160
 
 # What a whole population shares. A factor there would make members that differ in nothing a model shows.
-SHARED_KEYS = ("name", "output", "description", "members", "vary", "publish", "training.report_to")
+SHARED_KEYS = ("name", "output", "description", "members", "vary", "publish", "statistics", "training.report_to")
 # What neither weights nor metrics depend on.
-WITHOUT_EFFECT = ("output", "members", "publish", "training.report_to", "num_threads", "lineage")
+WITHOUT_EFFECT = ("output", "members", "publish", "statistics", "training.report_to", "num_threads", "lineage")
 LABELS = ("name", "description")
 
 
@@ -128,8 +128,9 @@ def select(plans: Sequence[MemberPlan], members: str | None) -> tuple[MemberPlan
 def canonical(recipe: TrainRecipe | MergeRecipe, spelled_out: bool = False) -> dict[str, Any]:
     """Return a recipe as plain JSON types with sorted keys, without what no result depends on.
 
-    Left out are `output`, `members`, `publish` and `training.report_to`. The compact form also leaves out every key
-    that has its default value, so that it stays the same when a later version adds keys; the digest is taken of it.
+    Left out are `output`, `members`, `publish`, `statistics` and `training.report_to`. The compact form also leaves
+    out every key that has its default value, so that it stays the same when a later version adds keys; the digest is
+    taken of it.
     `build_recipe` makes the recipe again out of either form.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from hf_zoo.errors import RecipeError, nearest
 from hf_zoo.recipe.binding import INVALID, UNKNOWN, Binder, Mistake, hint_at, hints_of, join, section_in
+from hf_zoo.recipe.curvature import CurvatureRecipe
 from hf_zoo.recipe.grid import check_grid, examine
 from hf_zoo.recipe.ranges import check_ranges
 from hf_zoo.recipe.reading import MAX_CHARACTERS, ReadingError, read_yaml
@@ -17,7 +18,7 @@ from hf_zoo.recipe.rules import check_rules
 from hf_zoo.recipe.schema import MergeRecipe, PretrainRecipe, TrainRecipe
 from hf_zoo.resources import resolve_recipe
 
-R = TypeVar("R", bound=TrainRecipe | MergeRecipe)
+R = TypeVar("R", bound=TrainRecipe | MergeRecipe | CurvatureRecipe)
 
 FLAGS = ("--dry-run", "--help")
 # Their keys are dotted paths themselves, so an override's rest is one key.
@@ -59,18 +60,20 @@ def load_recipe(path: str | Path, recipe_class: type[R], overrides: Sequence[str
     return _build(changed, recipe_class, str(file), mistakes)
 
 
-def build_recipe(content: Mapping[str, Any], recipe_class: type[R], source: str) -> R:
+def build_recipe(content: Mapping[str, Any], recipe_class: type[R], source: str, overrides: Sequence[str] = ()) -> R:
     """Build a recipe from plain data, as strictly as from a file.
 
     Args:
         content: Field names to values, nested as the recipe is.
         recipe_class: The verb's recipe.
         source: Where the content came from, for the error.
+        overrides: `key.path=value` texts, as `load_recipe` takes them.
 
     Raises:
         RecipeError: If anything is wrong in it; it names all of it.
     """
-    return _build(content, recipe_class, source, [])
+    changed, mistakes = _apply(content, recipe_class, overrides)
+    return _build(changed, recipe_class, source, mistakes)
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[str, list[str], set[str]]:
@@ -118,7 +121,7 @@ def _build(content: Mapping[str, Any], recipe_class: type[R], source: str, mista
     return recipe
 
 
-def _check(recipe: TrainRecipe | MergeRecipe, mistakes: list[Mistake]) -> list[Mistake]:
+def _check(recipe: TrainRecipe | MergeRecipe | CurvatureRecipe, mistakes: list[Mistake]) -> list[Mistake]:
     """Return what is wrong beyond types; where some are wrong already, of the rest."""
     mistaken = [mistake.path for mistake in mistakes]
     if isinstance(recipe, TrainRecipe) and not mistakes:

@@ -44,6 +44,7 @@ DATA_RANGES = {
     "image_size": COUNT,
     "split_seed": NOT_NEGATIVE,
 }
+STATISTICS_RANGES = {"num_samples": COUNT, "max_examples": COUNT, "batch_size": COUNT}
 RANGES = {
     "model.head.hidden": COUNT,
     "model.head.dropout": SHARE,
@@ -80,6 +81,9 @@ RANGES = {
     "snapshots.log_spaced": COUNT,
     "snapshots.keep_last": COUNT,
     "publish.workers": COUNT,
+    **{f"statistics.{key}": interval for key, interval in STATISTICS_RANGES.items()},
+    "statistics.seed": NOT_NEGATIVE,
+    **STATISTICS_RANGES,
     "eval_batch_size": COUNT,
     "num_eval": COUNT,
 }

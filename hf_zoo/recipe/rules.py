@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_zoo.errors import nearest
 from hf_zoo.recipe.binding import Mistake, overlap
+from hf_zoo.recipe.curvature import CurvatureRecipe
 from hf_zoo.recipe.schema import (
     AugmentationSpec,
     FinetuneRecipe,
@@ -18,6 +19,7 @@ from hf_zoo.recipe.schema import (
     TrainingSpec,
     TrainRecipe,
 )
+from hf_zoo.recipe.statistics import StatisticsSpec
 
 IMAGE_OBJECTIVES = ("image_classification", "contrastive")
 EMBEDDED_IMAGES = ("digits",)
@@ -76,7 +78,9 @@ def check_rules(recipe: Any, mistaken: Sequence[str] = ()) -> list[Mistake]:
         recipe: The recipe of one member, its factors applied, or of a merge.
         mistaken: Paths that have a mistake already; rules that look at them are left out.
     """
-    rules = MERGE_RULES if isinstance(recipe, MergeRecipe) else TRAIN_RULES
+    rules = TRAIN_RULES
+    for kind, own in ((MergeRecipe, MERGE_RULES), (CurvatureRecipe, CURVATURE_RULES)):
+        rules = own if isinstance(recipe, kind) else rules
     mistakes = []
     for looks_at, rule in rules.items():
         if not any(overlap(path, other) for path in looks_at for other in mistaken):
@@ -311,6 +315,41 @@ def _check_method(recipe: MergeRecipe) -> Iterator[tuple[str, str]]:
         )
 
 
+def _check_training_statistics(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
+    spec = recipe.statistics
+    if spec is None:
+        return
+    yield from _check_statistics(spec, "statistics.")
+    if recipe.objective.name == "contrastive" and "fisher" in spec.kinds:
+        yield (
+            "statistics.kinds",
+            "contrastive learning compares images, so it has no Fisher information: use [gram]",
+        )
+    if recipe.objective.name == "masked_lm" and spec.estimator == "exact":
+        yield "statistics.estimator", "exact needs a backward pass a token of the vocabulary: use sampled"
+
+
+def _check_curvature(recipe: CurvatureRecipe) -> Iterator[tuple[str, str]]:
+    yield from _check_statistics(recipe, "")
+    if recipe.seed < 0:
+        yield "seed", f"must be 0 or more, got {recipe.seed}"
+    if not recipe.members:
+        yield "members", "is missing: name a member's folder, a population's, or org/name on a Hub"
+    if any(not member.strip() for member in recipe.members):
+        yield "members", "holds an empty text"
+    if recipe.output is not None and not recipe.output.strip():
+        yield "output", "expected a folder, got an empty text"
+
+
+def _check_statistics(spec: StatisticsSpec, prefix: str) -> Iterator[tuple[str, str]]:
+    if not spec.kinds:
+        yield f"{prefix}kinds", "is empty: expected fisher, gram or both"
+    if not spec.per_example and spec.estimator in ("exact", "empirical"):
+        yield f"{prefix}per_example", f"false is unbiased for sampled labels alone, not for {spec.estimator}"
+    if spec.num_samples != 1 and spec.estimator in ("exact", "empirical"):
+        yield f"{prefix}num_samples", f"is for sampled labels, not for {spec.estimator}"
+
+
 Rule = Callable[[Any], Iterator[tuple[str, str]]]
 
 TRAIN_RULES: Mapping[tuple[str, ...], Rule] = {
@@ -334,6 +373,10 @@ TRAIN_RULES: Mapping[tuple[str, ...], Rule] = {
     ("training.arguments",): _check_arguments,
     ("snapshots",): _check_snapshots,
     ("seed", "seeds"): _check_seeds,
+    ("statistics", "objective"): _check_training_statistics,
+}
+CURVATURE_RULES: Mapping[tuple[str, ...], Rule] = {
+    ("members", "kinds", "estimator", "num_samples", "per_example", "seed", "output"): _check_curvature,
 }
 MERGE_RULES: Mapping[tuple[str, ...], Rule] = {
     ("name", "publish.namespace"): _check_merge_name,

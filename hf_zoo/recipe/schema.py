@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from hf_zoo.recipe.statistics import StatisticsSpec
+
 Init = Literal["default", "xavier_uniform", "xavier_normal", "uniform", "normal", "kaiming_normal", "kaiming_uniform"]
 
 
@@ -320,6 +322,7 @@ class TrainRecipe:
         vary: Generating factors: dotted path -> list of values; a list of mappings moves several paths together.
         members: Train only these: `3`, `0:8` or `0,4,7`; null for all.
         publish: How the population appears on a Hub.
+        statistics: What is measured at the end of training and kept beside the weights; null for nothing.
     """
 
     name: str
@@ -339,6 +342,7 @@ class TrainRecipe:
     vary: dict[str, Any] = field(default_factory=dict)
     members: str | None = None
     publish: PublishSpec = field(default_factory=PublishSpec)
+    statistics: StatisticsSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

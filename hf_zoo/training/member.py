@@ -13,11 +13,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
 from hf_zoo.building import AUTO_CLASSES, num_parameters
+from hf_zoo.curvature.members import measure_member
+from hf_zoo.curvature.saved import with_statistics
 from hf_zoo.errors import DiskFullError, PopulationError
 from hf_zoo.evaluation import evaluate_model
 from hf_zoo.files import weights_digest
 from hf_zoo.heads import stock_model
-from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, TRAINING_FOLDER, Manifest, Snapshot
+from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, TRAINING_FOLDER, Manifest, Member, Snapshot
 from hf_zoo.recipe.grid import MemberPlan, differences, digest, portable, without_root
 from hf_zoo.recipe.schema import TrainRecipe
 from hf_zoo.training.arguments import TENSORBOARD, trackers, training_arguments
@@ -64,7 +66,7 @@ def train_member(plan: MemberPlan, folder: Path, population: str, report: Callab
     try:
         snapshots = _train(plan.recipe, folder, prepared, report)
         if main:
-            manifest = _finish(folder, manifest, snapshots)
+            manifest = _finish(plan.recipe, folder, manifest, snapshots)
     except OSError as error:
         if not is_disk_full(error, folder.parent):
             raise
@@ -181,7 +183,7 @@ def evaluate_splits(trainer: ZooTrainer, recipe: TrainRecipe, prepared: Prepared
     return metrics
 
 
-def _finish(folder: Path, manifest: Manifest, kept: Mapping[int, str]) -> Manifest:
+def _finish(recipe: TrainRecipe, folder: Path, manifest: Manifest, kept: Mapping[int, str]) -> Manifest:
     """Put the last weights at the root, complete the manifest, draw the card, and drop what only resuming needed."""
     from hf_zoo.hub.cards import write_card
 
@@ -206,6 +208,11 @@ def _finish(folder: Path, manifest: Manifest, kept: Mapping[int, str]) -> Manife
         snapshots=tuple(sorted(snapshots, key=lambda snapshot: (snapshot.step, snapshot.name))),
         sha256=weights_digest(folder),
     )
+    if recipe.statistics is not None:
+        descriptions = measure_member(
+            Member(manifest, folder=folder), recipe.statistics, data=recipe.data, device=PartialState().device
+        )
+        manifest = with_statistics(manifest, descriptions)
     # The manifest comes last but for the clean-up: a folder that says `finished` is.
     write_card(folder, manifest=manifest)
     manifest.write(folder)
