@@ -25,6 +25,8 @@ class TaskVectorMethod(Method):
     """Add to the base one vector made of the members' task vectors.
 
     Attributes:
+        election: How signs are elected: not at all (`none`: the vectors are added), by the sum of what is for each
+            sign (`total`), or by the number of members (`count`).
         weights: How much each task vector counts; null counts all once, a negative one subtracts.
         normalize: Divide by the weights that took part: of all members in a plain sum, of those that agree where
             signs are elected. Null divides only where signs are elected, as in TIES.
@@ -35,6 +37,7 @@ class TaskVectorMethod(Method):
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.BASE})
 
+    election: Election = "none"
     weights: float | tuple[float, ...] | None = None
     normalize: bool | None = None
     scale: float = 1.0
@@ -47,34 +50,28 @@ class TaskVectorMethod(Method):
         """Also refuse a wrong number of weights.
 
         Raises:
-            MergeError: If there is not one weight per member.
+            MergeError: If there is not one weight per member, or a sum is to be divided by weights that cancel.
         """
         super().check(inputs)
-        weights_of(self.weights, inputs, self.name())
+        weights = weights_of(self.weights, inputs, self.name())
+        if self.election == "none" and self.normalize and abs(sum(weights)) < 1e-8:
+            raise MergeError(f"{self.name()}: weights {list(weights)} sum to 0: set `normalize: false`")
 
-    def added(
-        self, base: Tensor, vectors: Iterable[Tensor], inputs: MergeInputs, election: Election = "none"
-    ) -> Tensor:
+    def added(self, base: Tensor, vectors: Iterable[Tensor], inputs: MergeInputs) -> Tensor:
         """Return the base plus the merged vector.
 
         Args:
             base: The base's entries, (*shape).
             vectors: The members' vectors, (*shape) each, in memory of their own; they are overwritten.
             inputs: The merge's inputs.
-            election: How signs are elected: not at all, by the sum of what is for them, or by the number of members.
-
-        Raises:
-            MergeError: If a sum is to be divided by weights that cancel.
         """
         weights = weights_of(self.weights, inputs, self.name())
-        if election == "none":
+        if self.election == "none":
             merged = weighted_sum(vectors, weights)
             if self.normalize:
-                if abs(sum(weights)) < 1e-8:
-                    raise MergeError(f"{self.name()}: weights {list(weights)} sum to 0: set `normalize: false`")
                 merged.div_(sum(weights))
         else:
-            merged = elected(vectors, weights, election, self.tie, self.normalize is not False)
+            merged = elected(vectors, weights, self.election, self.tie, self.normalize is not False)
         return merged.mul_(self.scale).add_(base) if self.scale != 1 else merged.add_(base)
 
 

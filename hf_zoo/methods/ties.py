@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_zoo.inputs import MemberTensors, MergeInputs
 from hf_zoo.methods.base import ElementwiseMethod, Paper, per_member
-from hf_zoo.task_vectors import TaskVectorMethod, require_fractions
+from hf_zoo.task_vectors import Election, TaskVectorMethod, require_fractions
 from hf_zoo.trimming import kth_largest, num_kept, trim
 
 Thresholds = tuple[float, ...]
@@ -28,9 +28,10 @@ class Ties(TaskVectorMethod, ElementwiseMethod):
         density: Fraction of the entries to keep, one for all or one per member.
         trim: Whether the largest are chosen among all entries of the model (`vector`, as in the paper) or among those
             of each tensor (`tensor`, as in mergekit).
-        election: Elect signs by the sum of the entries (`total`, the paper) or by the number of members (`count`).
+        election: Elect signs by the sum of the entries (`total`, the paper) or by the number of members (`count`);
+            `none` adds what is left.
         weights: How much each task vector counts, in the election and in the mean.
-        normalize: Divide by the weights of the members that agree, or add these up where false.
+        normalize: Divide by the weights of the members that agree; null does so where signs are elected.
         scale: Multiplies the merged vector; lambda in the paper.
         tie: What becomes of an entry whose two signs weigh the same: `zero` leaves the base, as sgn(0) = 0 in the
             paper; `positive` elects the positive side, as mergekit does.
@@ -45,7 +46,7 @@ class Ties(TaskVectorMethod, ElementwiseMethod):
 
     density: float | tuple[float, ...] = 0.2
     trim: Literal["vector", "tensor"] = "vector"
-    election: Literal["total", "count"] = "total"
+    election: Election = "total"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +78,7 @@ class Ties(TaskVectorMethod, ElementwiseMethod):
         """Return the base plus the elected mean; one member's entries are held at a time."""
         base = pieces.base
         trimmed = (trim(member - base, least) for member, least in zip(pieces, survey, strict=True))
-        return self.added(base, trimmed, pieces.inputs, self.election)
+        return self.added(base, trimmed, pieces.inputs)
 
     def _thresholds(self, tensors: list[MemberTensors], inputs: MergeInputs) -> Thresholds:
         count = sum(tensor.numel for tensor in tensors)

@@ -26,6 +26,10 @@ class Setting:
 SETTINGS = [
     Setting("average"),
     Setting("average", {"weights": (0.5, 0.2, 0.3)}, symmetric=False),
+    Setting("breadcrumbs"),
+    Setting("breadcrumbs", {"density": 0.5, "gamma": 0.1, "election": "total"}),
+    Setting("dare", symmetric=False),
+    Setting("dare", {"density": 0.5, "election": "total", "rescale": "norm"}, symmetric=False),
     Setting("ema", symmetric=False),
     Setting("ema", {"decay": 0.5, "start": "zero"}, symmetric=False),
     Setting("epoch_soup", {"last": 2}, symmetric=False),
