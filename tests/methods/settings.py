@@ -64,4 +64,5 @@ SETTINGS = [
     Setting("ties", {"election": "count", "weights": (1.0, 0.2, 0.3)}, symmetric=False),
     Setting("wise_ft"),
     Setting("wise_ft", {"start": "member", "alpha": 0.25}, symmetric=False),
+    Setting("wudi"),
 ]
