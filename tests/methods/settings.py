@@ -53,6 +53,8 @@ SETTINGS = [
     Setting("nuslerp"),
     Setting("nuslerp", {"vectors": "columns"}),
     Setting("nuslerp", {"vectors": "rows", "task_vectors": True}),
+    Setting("passthrough", symmetric=False),
+    Setting("passthrough", {"keep": 2}, symmetric=False),
     Setting("regmean"),
     Setting("slerp"),
     Setting("slerp", {"t": 0.3}, symmetric=False),
@@ -64,5 +66,6 @@ SETTINGS = [
     Setting("ties", {"election": "count", "weights": (1.0, 0.2, 0.3)}, symmetric=False),
     Setting("wise_ft"),
     Setting("wise_ft", {"start": "member", "alpha": 0.25}, symmetric=False),
+    Setting("wise_ft", {"start": "member", "grid": (0.25, 0.5)}, symmetric=False),
     Setting("wudi"),
 ]

@@ -52,3 +52,31 @@ def test_a_line_has_two_ends():
 def test_a_place_off_the_line_is_refused(alpha):
     with pytest.raises(MergeError, match="alpha must lie in 0 to 1"):
         WiseFt(alpha=alpha)
+
+
+def test_the_best_place_of_a_grid_and_the_barrier():
+    members = [
+        CheckpointReader.of({"w": torch.tensor([value]), "n": torch.tensor(3)}, str(value)) for value in (0.0, 4.0)
+    ]
+    tried = []
+
+    def score(tensors):
+        tried.append(float(tensors["w"]))
+        assert int(tensors["n"]) == 3
+        return {0.0: 0.6, 1.0: 0.3, 2.0: 0.9, 3.0: 0.9, 4.0: 0.8}[tried[-1]]
+
+    inputs = MergeInputs.of(members, score=score)
+    merged = dict(WiseFt(start="member", grid=(0.75, 0.25, 0.5)).merge(inputs))
+    assert tried == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert merged["w"].tolist() == [2.0]
+    assert inputs.report["alpha"] == pytest.approx(0.5)
+    # At 0.25 the straight connection of 0.6 and 0.8 is at 0.65.
+    assert inputs.report["barrier"] == pytest.approx(0.35)
+    assert inputs.report["scores"] == {"0.0": 0.6, "0.25": 0.3, "0.5": 0.9, "0.75": 0.9, "1.0": 0.8}
+
+
+def test_a_grid_needs_a_score():
+    with pytest.raises(MergeError, match="wise_ft needs a score on held-out data"):
+        merge_values([[1.0]], [0.0], grid=(0.5,))
+    with pytest.raises(MergeError, match=r"grid must lie in 0 to 1, got 0\.5, 2"):
+        WiseFt(grid=(0.5, 2))
