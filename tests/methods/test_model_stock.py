@@ -1,5 +1,7 @@
 """The ratio between base and mean by hand, against float64, and as the projection it is derived from."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError
 from hf_zoo.inputs import MergeInputs
 from hf_zoo.methods.model_stock import ModelStock
+from hf_zoo.streaming import write_merge
 
 
 def make_inputs(values, base):
@@ -83,3 +86,17 @@ def test_one_member_has_no_angle():
 
 def test_members_that_agree_are_kept():
     torch.testing.assert_close(merge_values([torch.ones(2)] * 3, torch.zeros(2)), torch.ones(2))
+
+
+def test_weights_and_report_do_not_depend_on_the_threads(tmp_path):
+    draw = torch.Generator().manual_seed(2)
+    tensors = [{f"w{i}": torch.randn(40 + i, 50, generator=draw) for i in range(12)} for _ in range(4)]
+    base, *members = [CheckpointReader.of(own, f"m{i}") for i, own in enumerate(tensors)]
+    made = []
+    for num_threads in (1, 4):
+        inputs = MergeInputs.of(members, base=base)
+        (tmp_path / str(num_threads)).mkdir()
+        (path,) = write_merge(tmp_path / str(num_threads), ModelStock(clip=False), inputs, num_threads=num_threads)
+        made.append((path.read_bytes(), json.dumps(inputs.report)))
+    assert made[0] == made[1]
+    assert len(json.loads(made[0][1])["ratios"]) == 12
