@@ -34,7 +34,7 @@ METHODS = {
     ),
     "DARE-TIES": (
         "dare",
-        {"density": 0.5, "merge": "ties"},
+        {"density": 0.5, "election": "total"},
         {"merge_method": "dare_ties", "parameters": {"normalize": True}},
         {"weight": 1.0, "density": 0.5},
     ),

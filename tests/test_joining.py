@@ -1,0 +1,158 @@
+"""What models must have in common to be merged, what becomes of the rest, and what a plain merge imports."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from hf_zoo.errors import MergeError
+from hf_zoo.merging import run_merge
+from hf_zoo.population import Manifest
+from hf_zoo.recipe.loader import build_recipe
+from hf_zoo.recipe.schema import MergeRecipe
+
+BODY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+CONFIG = transformers.BertConfig(vocab_size=40, max_position_embeddings=16, num_labels=3, **BODY)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A masked language model, and two classifiers near it."""
+    root = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    base = transformers.BertForMaskedLM(CONFIG)
+    base.save_pretrained(root / "base")
+    for index in (1, 2):
+        torch.manual_seed(index)
+        model = transformers.BertForSequenceClassification(CONFIG)
+        model.bert.load_state_dict(base.bert.state_dict(), strict=False)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.002 * torch.randn(parameter.shape))
+        model.save_pretrained(root / f"m{index}")
+    return {name: root / name for name in ("base", "m1", "m2")}
+
+
+def merge(tmp_path, folders, names=("m1", "m2"), **options):
+    content = {"name": "merged", "output": str(tmp_path / "out"), "evaluate": False} | options
+    content["members"] = [str(folders[name]) if name in folders else str(name) for name in names]
+    if "base" in content:
+        content["base"] = str(folders[content["base"]])
+    return run_merge(build_recipe(content, MergeRecipe, "test"))
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def copy_with(folder, target, change):
+    """Save a model again with its tensors changed."""
+    target.mkdir()
+    tensors = weights(folder)
+    change(tensors)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "config.json").write_text((folder / "config.json").read_text())
+    return target
+
+
+def test_a_head_the_base_lacks_is_averaged_and_not_differenced(folders, tmp_path):
+    outcome = merge(tmp_path, folders, method="task_arithmetic", parameters={"scale": 0.7}, base="base")
+    base, one, two, merged = (weights(folder) for folder in (*folders.values(), outcome.folder))
+    torch.testing.assert_close(merged["classifier.weight"], (one["classifier.weight"] + two["classifier.weight"]) / 2)
+    name = "bert.encoder.layer.1.output.dense.weight"
+    torch.testing.assert_close(merged[name], base[name] + 0.7 * (one[name] + two[name] - 2 * base[name]))
+    report = outcome.manifest.method["report"]["averaged, as the base lacks or never trained them"]
+    assert {"classifier.weight", "classifier.bias", "bert.pooler.dense.weight", "bert.pooler.dense.bias"} == set(
+        report
+    )
+
+
+def test_a_head_the_members_began_anew_is_averaged_though_the_base_has_one(folders, tmp_path):
+    children = []
+    for name in ("m1", "m2"):
+        child = copy_with(folders[name], tmp_path / f"child-{name}", lambda tensors: None)
+        Manifest(name=child.name, status="finished", loading={"fresh": ["classifier"]}).write(child)
+        children.append(child)
+    outcome = merge(
+        tmp_path, {"base": folders["m1"]}, children, method="task_arithmetic", base="base", parameters={"scale": 1.0}
+    )
+    one, two = weights(folders["m1"]), weights(folders["m2"])
+    merged = weights(outcome.folder)
+    torch.testing.assert_close(merged["classifier.weight"], (one["classifier.weight"] + two["classifier.weight"]) / 2)
+    name = "bert.pooler.dense.weight"  # base + (one - base) + (two - base), the base being `one`
+    torch.testing.assert_close(merged[name], two[name])
+
+
+def test_a_base_of_another_size_is_refused(folders, tmp_path):
+    def widen(tensors):
+        tensors["bert.embeddings.word_embeddings.weight"] = torch.zeros(41, 16)
+
+    other = copy_with(folders["base"], tmp_path / "wide", widen)
+    with pytest.raises(MergeError, match=r"word_embeddings.weight' is \[41, 16\] in the base and \[40, 16\]"):
+        merge(tmp_path, {**folders, "wide": other}, method="task_arithmetic", base="wide")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("extras", ["refuse", "keep", "drop"])
+def test_tensors_only_some_members_have(extras, folders, tmp_path):
+    def add(tensors):
+        tensors["extra.weight"] = torch.ones(4)
+
+    more = copy_with(folders["m2"], tmp_path / "more", add)
+    if extras == "refuse":
+        with pytest.raises(MergeError, match=r"m1 lacks 'extra.weight'"):
+            merge(tmp_path, folders, ("m1", more), extras=extras)
+        return
+    outcome = merge(tmp_path, folders, ("m1", more), extras=extras)
+    merged = weights(outcome.folder)
+    assert ("extra.weight" in merged) == (extras == "keep")
+    if extras == "keep":
+        torch.testing.assert_close(merged["extra.weight"], torch.ones(4))
+        assert outcome.manifest.method["report"]["of some members only"] == {"extra.weight": [1]}
+
+
+def test_rules_of_a_recipe_reach_the_weights(folders, tmp_path):
+    rules = [{"tensors": "heads", "keep": 1}, {"tensors": "embeddings", "keep": "base"}]
+    outcome = merge(tmp_path, folders, base="base", rules=rules)
+    base, one, two, merged = (weights(folder) for folder in (*folders.values(), outcome.folder))
+    torch.testing.assert_close(merged["classifier.weight"], two["classifier.weight"], rtol=0, atol=0)
+    name = "bert.embeddings.word_embeddings.weight"
+    torch.testing.assert_close(merged[name], base[name], rtol=0, atol=0)
+    name = "bert.encoder.layer.0.output.dense.weight"
+    torch.testing.assert_close(merged[name], (one[name] + two[name]) / 2)
+    assert [part["method"] for part in outcome.manifest.method["parts"]] == ["passthrough", "average", "passthrough"]
+
+
+def test_a_merge_of_strangers_warns_or_is_refused_with_numbers(folders, tmp_path, caplog):
+    torch.manual_seed(99)
+    stranger = tmp_path / "stranger"
+    transformers.BertForSequenceClassification(CONFIG).save_pretrained(stranger)
+    with pytest.raises(MergeError, match=r"m1 and stranger: the cosine of their weights is -?0\.\d{3}"):
+        merge(tmp_path, folders, ("m1", stranger), lineage="refuse")
+    assert not (tmp_path / "out").exists()
+    outcome = merge(tmp_path, folders, ("m1", stranger))
+    assert "do not seem to come from one" in caplog.text
+    assert len(outcome.manifest.method["report"]["lineage"]) == 1
+    kin = merge(tmp_path, folders, name="kin")
+    assert kin.manifest.method["report"]["smallest cosine of weights"] > 0.9
+
+
+def test_a_merge_of_weights_imports_no_more_than_torch(folders, tmp_path):
+    recipe = {
+        "name": "merged", "output": str(tmp_path), "members": [str(folders["m1"]), str(folders["m2"])],
+        "base": str(folders["base"]), "method": "ties", "evaluate": False,
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    code = (
+        "import sys; from hf_zoo.merge import main; status = main(sys.argv[1:]); "
+        "heavy = ('transformers', 'datasets', 'evaluate', 'accelerate', 'peft', 'timm', 'pandas', 'matplotlib'); "
+        "print(status, [name for name in heavy if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "recipe.yaml")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "0 []"
+    assert len(weights(tmp_path / "merged")) == len(weights(folders["m1"]))
