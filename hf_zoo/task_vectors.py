@@ -107,6 +107,7 @@ def elected(
     election: Literal["total", "count"] = "total",
     tie: Literal["zero", "positive"] = "zero",
     mean: bool = True,
+    choice: Tensor | None = None,
 ) -> Tensor:
     """Elect a sign for each entry and merge the members that agree with it (TIES, Yadav et al. 2023, section 3).
 
@@ -120,6 +121,7 @@ def elected(
         election: What a sign is elected by.
         tie: What becomes of entries whose signs weigh the same.
         mean: Divide by the weights; otherwise the sum.
+        choice: Numbers whose signs are the elected ones, where something else has decided; it is overwritten.
     """
     # For both signs: the sum of its entries, and the weights or the number of the members that have it.
     sums: list[Tensor] = []
@@ -140,7 +142,8 @@ def elected(
                 parts[place].add_(side, alpha=sign * abs(weight))
             if election == "count":
                 parts[place + 2].add_(side)
-    choice = torch.add(sums[0], sums[1]) if election == "total" else torch.add(parts[2], parts[3])
+    if choice is None:
+        choice = torch.add(sums[0], sums[1]) if election == "total" else torch.add(parts[2], parts[3])
     choice.sign_()
     to_positive = torch.relu(choice)
     to_negative = to_positive - choice  # 1 where the negative side is elected

@@ -30,6 +30,8 @@ SETTINGS = [
     Setting("breadcrumbs", {"density": 0.5, "gamma": 0.1, "election": "total"}),
     Setting("dare", symmetric=False),
     Setting("dare", {"density": 0.5, "election": "total", "rescale": "norm"}, symmetric=False),
+    Setting("della", symmetric=False),
+    Setting("della", {"election": "none", "rescale": "norm", "density": 0.5}, symmetric=False),
     Setting("ema", symmetric=False),
     Setting("ema", {"decay": 0.5, "start": "zero"}, symmetric=False),
     Setting("epoch_soup", {"last": 2}, symmetric=False),
