@@ -28,7 +28,7 @@ Shapes = dict[str, tuple[int, ...]]
 VOCABULARY_STEP = 256
 LABEL_STEP = 5
 # What building a skeleton raises for a number that fits no other: each class checks its own fields in its own way.
-_UNFIT = (
+UNFIT = (
     ValueError,
     TypeError,
     KeyError,
@@ -329,7 +329,7 @@ def _prefixes_of_depth(
         changed = changed_config(config, changes)
         validate_config(changed)
         after = shapes_on_disk(model_class, changed)
-    except _UNFIT:
+    except UNFIT:
         return ()
     fewer, more = (after, before) if size > 1 else (before, after)
     gone = [name for name in more if name not in fewer]
