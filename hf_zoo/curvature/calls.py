@@ -182,19 +182,27 @@ def add_squares(call: Call, gradients: Sequence[Tensor], name: str, into: Tensor
     g_BRO = call.rows(gradients[0])
     if name == "bias":
         into += g_BRO.sum(1).square_().sum(0)
-    elif g_BRO.shape[1] == 1:  # one row an example: (g x^T)^2 = g^2 (x^2)^T, and these add up in one product
-        x_BI = call.rows(call.input)[:, 0]
-        into.addmm_(g_BRO[:, 0].square().T, x_BI.square())
-    elif into.device.type == "cpu":
-        x_BRI = call.rows(call.input)
-        buffer = torch.empty_like(into)
-        for g_RO, x_RI in zip(g_BRO, x_BRI, strict=True):
-            torch.mm(g_RO.T, x_RI, out=buffer)
-            into.addcmul_(
-                buffer, buffer
-            )  # while the product is in the cache: half the time of squaring a batch of them
-    else:
+        return True
+    return _add_linear_squares(g_BRO, call.rows(call.input), into)
+
+
+def _add_linear_squares(g_BRO: Tensor, x_BRI: Tensor, into: Tensor) -> bool:
+    reached_R = (g_BRO != 0).any(-1).any(0)
+    if not reached_R.all():  # the last layer of a classifier gets its gradient at one token
+        g_BRO, x_BRI = g_BRO[:, reached_R], x_BRI[:, reached_R]
+    if g_BRO.shape[1] == 1:  # one row an example: (g x^T)^2 = g^2 (x^2)^T, and these add up in one product
+        into.addmm_(g_BRO[:, 0].square().T, x_BRI[:, 0].square())
+        return True
+    if into.device.type != "cpu":
         return False
+    tall = into.shape[0] >= into.shape[1]  # a product of few rows is twice as fast where it comes out tall
+    left, right = (g_BRO, x_BRI) if tall else (x_BRI, g_BRO)
+    total = torch.zeros_like(into if tall else into.T, memory_format=torch.contiguous_format)
+    buffer = torch.empty_like(total)
+    for left_R, right_R in zip(left, right, strict=True):
+        torch.mm(left_R.T, right_R, out=buffer)
+        total.addcmul_(buffer, buffer)  # while it is in the cache: half the time of squaring a batch of them
+    into += total if tall else total.T
     return True
 
 

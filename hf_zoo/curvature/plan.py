@@ -132,8 +132,8 @@ def gradients_at(
         if all(gradient is None for gradient in own):
             gradients.append(None)
         else:
-            zeros = [cotangent.new_zeros(shape) for shape in call.shapes]
-            gradients.append([zero if g is None else g for g, zero in zip(own, zeros, strict=True)])
+            pairs = zip(own, call.shapes, strict=True)
+            gradients.append([cotangent.new_zeros(shape) if g is None else g for g, shape in pairs])
     return gradients
 
 
