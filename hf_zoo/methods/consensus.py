@@ -74,7 +74,7 @@ class Consensus(ElementwiseMethod):
         scales = per_member(self.mask_scale, pieces.inputs, "consensus: mask_scale")
         base = pieces.base
         vectors = [member - base for member in pieces]
-        total = torch.zeros_like(base if vectors[0].dtype == base.dtype else vectors[0])
+        total = torch.zeros_like(vectors[0])
         for vector, weight in zip(vectors, weights, strict=True):
             total.add_(vector, alpha=weight)
         if self.task is not None:
