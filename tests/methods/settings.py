@@ -24,6 +24,8 @@ class Setting:
 
 
 SETTINGS = [
+    Setting("adamerging", {"num_steps": 2, "granularity": "task"}),
+    Setting("adamerging", {"num_steps": 2, "density": 0.2}, symmetric=False),
     Setting("average"),
     Setting("average", {"weights": (0.5, 0.2, 0.3)}, symmetric=False),
     Setting("breadcrumbs"),
@@ -53,6 +55,11 @@ SETTINGS = [
     Setting("karcher"),
     Setting("karcher", {"weights": (0.5, 0.2, 0.3)}, symmetric=False),
     Setting("magmax", {"scale": 0.5}),
+    # Adam follows the rounding of gradients that are zero in truth, such as those of keys' biases
+    Setting("learned_soup", {"num_epochs": 1}, symmetric=False),
+    Setting("learned_soup", {"num_epochs": 1, "granularity": "model"}),
+    Setting("localize"),
+    Setting("localize", {"density": (0.5, 0.1, 0.2), "scale": 0.5}, symmetric=False),
     Setting("model_stock"),
     Setting("model_stock", {"vectors": "rows", "clip": False}),
     Setting("multislerp"),
@@ -62,6 +69,8 @@ SETTINGS = [
     Setting("nuslerp", {"vectors": "columns"}),
     Setting("nuslerp", {"vectors": "rows", "task_vectors": True}),
     Setting("passthrough", {"keep": 1}, symmetric=False),
+    Setting("pcb"),
+    Setting("pcb", {"density": 1.0, "scale": 0.5}),
     Setting("regmean"),
     Setting("sce"),
     Setting("sce", {"select_topk": 1.0, "normalize": True, "tie": "positive"}),
