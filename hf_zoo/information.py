@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import CheckpointError, MergeError
 from hf_zoo.inputs import PIECE_ENTRIES, MemberTensors, MergeInputs, read_finite, some_names
+
+_moments: dict[tuple[int, int], tuple[weakref.ref[CheckpointReader] | None, float]] = {}
 
 
 def check_fishers(inputs: MergeInputs, method: str) -> None:
@@ -62,7 +64,7 @@ def fisher_of(pieces: MemberTensors, index: int | None) -> Tensor:
 
 
 def moment_of(fisher: CheckpointReader, order: int) -> tuple[float, int]:
-    """Sum a power of all entries of a whole model's Fisher, in float64.
+    """Sum a power of all entries of a whole model's Fisher, in float64; computed once while the reader lives.
 
     Args:
         fisher: The Fisher.
@@ -71,13 +73,13 @@ def moment_of(fisher: CheckpointReader, order: int) -> tuple[float, int]:
     Returns:
         The sum, and how many entries there are.
     """
-    pieces = [_power_sum(piece, order) for piece in _pieces(fisher)]
-    count = sum(fisher.layout[name].numel for name in fisher)
-    return float(torch.stack(pieces).sum()) if pieces else 0.0, count
-
-
-def _power_sum(piece: Tensor, order: int) -> Tensor:
-    return piece.double().pow_(order).sum()
+    key = (id(fisher), order)
+    reader, moment = _moments.get(key, (None, 0.0))
+    # A recipe whose parameters vary from layer to layer asks once a layer.
+    if reader is None or reader() is not fisher:
+        moment = sum(float(piece.double().pow_(order).sum()) for piece in _pieces(fisher))
+        _moments[key] = (weakref.ref(fisher, lambda _: _moments.pop(key, None)), moment)
+    return moment, sum(info.numel for info in fisher.layout.values())
 
 
 def _pieces(fisher: CheckpointReader) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ from hf_zoo.errors import CheckpointError, MergeError, RecipeError
 from hf_zoo.inputs import PIECE_ENTRIES, MergeInputs
 from hf_zoo.methods.base import make_method
 from hf_zoo.methods.fisher import Fisher
+from hf_zoo.shards import TensorInfo
 
 
 def models(values, source="m"):
@@ -82,6 +83,22 @@ def test_normalizing_divides_by_the_norm_over_the_whole_model():
     assert merged["a"].item() == pytest.approx(3.0, rel=1e-6)
     assert merged["b"].item() == pytest.approx(1.5, rel=1e-6)
     assert report["fisher_norms"] == pytest.approx({"m0": 5.0, "m1": 10.0})
+
+
+def test_norms_are_of_the_whole_model_and_taken_once():
+    reads = []
+
+    def read(name):
+        reads.append(name)
+        return torch.full((2,), 3.0 if name == "a" else 4.0)
+
+    layout = {name: TensorInfo((2,), torch.float32) for name in "ab"}
+    fisher = CheckpointReader("m0", layout, read, {})
+    inputs = MergeInputs.of(models([{"a": torch.ones(2), "b": torch.ones(2)}]), fisher=(fisher,))
+    for name in "ab":  # as where hyper-parameters differ from tensor to tensor
+        Fisher(normalize=True).overview(inputs.only([name]))
+        assert inputs.report["fisher_norms"]["m0"] == pytest.approx(50**0.5)
+    assert reads == ["a", "b"]
 
 
 @pytest.mark.parametrize("normalize", [False, True])
