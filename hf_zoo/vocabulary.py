@@ -379,8 +379,13 @@ class _Rows:
     def between(self, name: str, start: int, stop: int, with_unused: bool = True) -> Tensor:
         """Return rows start to stop, tokens first, (stop - start, *rest)."""
         old = self._of(self.index, name)
-        new = old.new_zeros((stop - start, *old.shape[1:]))
         kept, filled, used = self.kept[start:stop], self.filled[start:stop], self.used[start:stop]
+        if bool((kept >= 0).all()):
+            first = int(kept[0]) if len(kept) else 0
+            run = torch.arange(first, first + len(kept))
+            # The first tokenizer's rows stay in order: nothing is copied.
+            return old[first : first + len(kept)] if torch.equal(kept, run) else old.index_select(0, kept)
+        new = old.new_zeros((stop - start, *old.shape[1:]))
         new[kept >= 0] = old.index_select(0, kept[kept >= 0])
         if bool((filled >= 0).any()):
             new[filled >= 0] = self._filled(name, filled[filled >= 0]).to(new.dtype)
