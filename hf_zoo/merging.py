@@ -4,86 +4,34 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from hf_zoo.checkpoint import CheckpointReader
-from hf_zoo.errors import MergeError, nearest
+from hf_zoo.errors import MergeError
 from hf_zoo.files import json_text, weights_digest
-from hf_zoo.finding import find_base, find_members
 from hf_zoo.folders import new_folder, require_space
-from hf_zoo.ingredients import STATISTICS_FOLDER, Ingredient, check_one_label_space, check_one_trunk
 from hf_zoo.inputs import MergeInputs
-from hf_zoo.joining import Joined, join, statistics_for, task_reader
+from hf_zoo.joining import task_reader
 from hf_zoo.lineage import measure_kinship
-from hf_zoo.methods.base import Need, get_method
-from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Parent
-from hf_zoo.recipe.grid import differences, digest, portable
+from hf_zoo.methods.base import Need
+from hf_zoo.planning import MergePlan, existing_merge, inputs_of, open_trials, plan_merge
+from hf_zoo.population import Manifest
+from hf_zoo.recipe.grid import digest, portable
 from hf_zoo.recipe.schema import MergeRecipe
 from hf_zoo.shards import TensorInfo, write_weights
 from hf_zoo.streaming import write_merge
-from hf_zoo.varying import Merger
 from hf_zoo.versions import installed_versions
 
 if TYPE_CHECKING:
+    from hf_zoo.search import Found
     from hf_zoo.trials import Trial
 
 logger = logging.getLogger(__name__)
-
-MAX_NAME = 64
-RESERVED = frozenset({SNAPSHOT_FOLDER, STATISTICS_FOLDER})  # sub-folders of a repo with a meaning of their own
-
-
-@dataclass(frozen=True)
-class MergePlan:
-    """A merge whose members were found and fit together; nothing is written yet.
-
-    Attributes:
-        recipe: The recipe.
-        joined: Their tensors, alike.
-        merger: The methods and the tensors each of them makes.
-        members: The members, in order.
-        base: The model task vectors are taken against; null where the method needs none.
-        heads_apart: Whether each task keeps its own head in a sub-folder, or heads are merged too.
-        name: Name of the merge.
-    """
-
-    recipe: MergeRecipe
-    joined: Joined
-    merger: Merger
-    members: tuple[Ingredient, ...]
-    base: Ingredient | None
-    heads_apart: bool
-    name: str
-
-    @property
-    def folder(self) -> Path:
-        """Where the merge lies."""
-        return Path(self.recipe.output) / self.name
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The members' tasks, each once, in order."""
-        return tuple(dict.fromkeys(member.task for member in self.members if member.task is not None))
-
-    def of_task(self, task: str) -> tuple[Ingredient, ...]:
-        """Return the members of a task; all of them where heads are merged, since each can do every task then."""
-        return tuple(member for member in self.members if member.task == task or not self.heads_apart)
-
-    @cached_property
-    def parents(self) -> tuple[Parent, ...]:
-        """How the manifest names what it was made from."""
-        base = () if self.base is None else (self.base.parent("base"),)
-        return tuple(member.parent() for member in self.members) + base
 
 
 @dataclass(frozen=True)
@@ -95,12 +43,14 @@ class MergeOutcome:
         manifest: What is known of it.
         made: Whether it was made now; false where it was there already.
         url: Address of its repo; null where it was not published.
+        search: Folder of the search that found its hyper-parameters; null where there was none.
     """
 
     folder: Path
     manifest: Manifest
     made: bool
     url: str | None = None
+    search: Path | None = None
 
 
 def run_merge(recipe: MergeRecipe) -> MergeOutcome:
@@ -113,11 +63,17 @@ def run_merge(recipe: MergeRecipe) -> MergeOutcome:
         ZooError: If members cannot be found or do not fit together, the method lacks something, the disk is full, the
             folder holds another merge, or a Hub refuses. Nothing half-made is left behind.
     """
+    found = None
+    if recipe.search is not None:
+        from hf_zoo.search import search
+
+        found = search(recipe)
+        recipe = found.recipe
     plan = plan_merge(recipe)
     manifest = existing_merge(plan)
     made = manifest is None
     if manifest is None:
-        manifest = _make(plan)
+        manifest = _make(plan, found)
     url = None
     if recipe.publish.namespace is not None:
         from huggingface_hub import constants
@@ -127,58 +83,7 @@ def run_merge(recipe: MergeRecipe) -> MergeOutcome:
         report = publish_member(plan.folder, recipe.publish.namespace, recipe.publish)
         url = f"{constants.ENDPOINT}/{report.repos[0]}"
         manifest = Manifest.read(plan.folder)
-    return MergeOutcome(plan.folder, manifest, made, url)
-
-
-def plan_merge(recipe: MergeRecipe) -> MergePlan:
-    """Find the members of a recipe and check that they fit together, without reading their weights.
-
-    Raises:
-        ZooError: If a task, member, method or hyper-parameter is unknown, or members do not fit together.
-    """
-    members = find_members(recipe)
-    check_one_trunk(members)
-    heads_apart = _heads_apart(recipe, members)
-    base = find_base(recipe, members, _asks_for_base(recipe))
-    joined = join(members, heads_apart, base, _dtype(recipe), recipe.extras)
-    merger = joined.merger(recipe.method, recipe.parameters, recipe.rules)
-    if recipe.base is not None and not merger.uses_base:
-        logger.warning("%s does not use a base: %s is left out", recipe.method, recipe.base)
-    if not merger.uses_base:
-        base, joined = None, replace(joined, base=None)
-    plan = MergePlan(recipe, joined, merger, members, base, heads_apart, recipe.name or _default_name(recipe, members))
-    for task in plan.tasks if heads_apart else ():
-        task_reader(plan.of_task(task), members[0].trunk)
-    return plan
-
-
-def existing_merge(plan: MergePlan) -> Manifest | None:
-    """Return the manifest of the same merge made earlier, or null where the folder is free.
-
-    Raises:
-        MergeError: If the folder holds something else; says what differs.
-    """
-    if not plan.folder.exists():
-        return None
-    if not (plan.folder / MANIFEST_FILE).is_file():
-        raise MergeError(f"{plan.folder}: exists and is no merge: set `name` or `output`, or remove it")
-    manifest = Manifest.read(plan.folder)
-    changes = []
-    if manifest.digest != digest(plan.recipe):
-        changes = differences(manifest.recipe, portable(plan.recipe))
-        changes = changes or ["nothing but the digest: it was made by another version"]
-    before = [(parent.role, parent.sha256) for parent in manifest.parents]
-    for parent, old in zip(plan.parents, before, strict=False):
-        if (parent.role, parent.sha256) != old:
-            changes.append(f"{parent.role} {parent.repo}: its weights are others than then")
-    if len(before) != len(plan.parents):
-        changes.append(f"{len(before)} models were merged then, {len(plan.parents)} now")
-    if changes:
-        raise MergeError(
-            f"{plan.folder}: holds another merge; set `name` or remove it. What differs (then -> now):\n  "
-            + "\n  ".join(changes)
-        )
-    return manifest
+    return MergeOutcome(plan.folder, manifest, made, url, None if found is None else found.folder)
 
 
 def results_table(manifest: Manifest) -> list[dict[str, Any]]:
@@ -194,51 +99,18 @@ def results_table(manifest: Manifest) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _heads_apart(recipe: MergeRecipe, members: Sequence[Ingredient]) -> bool:
-    tasks = {member.task for member in members}
-    apart = len(tasks) > 1 if recipe.heads is None else recipe.heads == "per_task"
-    if not apart:
-        check_one_label_space(members)
-        return False
-    unknown = [str(member.reference) for member in members if member.task is None]
-    if unknown:
-        raise MergeError(f"{unknown[0]}: no manifest says its task, so its head has no name: set `heads: merge`")
-    reserved = [task for task in tasks if task in RESERVED or not re.fullmatch(r"\w[\w.-]*", task or "")]
-    if reserved:
-        raise MergeError(f"task {reserved[0]!r} cannot be the name of a sub-folder: name the task otherwise")
-    return True
-
-
-def _asks_for_base(recipe: MergeRecipe) -> bool:
-    methods = [recipe.method, *(rule.method for rule in recipe.rules if rule.method is not None)]
-    return any(Need.BASE in get_method(name).needs for name in methods) or any(
-        rule.keep == "base" for rule in recipe.rules
-    )
-
-
-def _default_name(recipe: MergeRecipe, members: Sequence[Ingredient]) -> str:
-    """Make a name of what departs from the plain average, and of tasks or members."""
-    method = "" if recipe.method == MergeRecipe().method else f"-{recipe.method}"
-    parts = list(recipe.tasks) or [member.name.rpartition("/")[2] for member in members]
-    name = f"merge{method}-{'-'.join(parts)}"
-    return name if len(name) <= MAX_NAME else f"merge{method}-{parts[0]}-and-{len(parts) - 1}-more"
-
-
-def _make(plan: MergePlan) -> Manifest:
+def _make(plan: MergePlan, found: Found | None = None) -> Manifest:
     recipe, needs = plan.recipe, plan.merger.needs
-    trials = _open_trials(plan) if recipe.evaluate or needs & {Need.SCORE, Need.DATA} else []
-    inputs = plan.joined.inputs(
-        score=_score(plan, trials) if trials else None,
-        trials=tuple(trials) or None,
-        seed=recipe.seed,
-        device=recipe.device,
-        dtype=getattr(torch, recipe.compute_dtype),
-        **statistics_for(needs, plan.members, plan.heads_apart, plan.base),
-    )
+    trials = open_trials(plan) if recipe.evaluate or needs & {Need.SCORE, Need.DATA} else []
+    inputs = inputs_of(plan, trials)
     plan.merger.check(inputs)
     _check_lineage(plan, inputs)
     _require_space(plan, inputs)
+    if found is not None:
+        inputs.report["search"] = found.report
     with new_folder(plan.folder) as folder:
+        if found is not None:
+            shutil.copyfile(found.table, folder / found.table.name)
         _write_root(plan, inputs, folder)
         readers = {trial.task: _written(plan, trial.task, folder) for trial in trials}
         for task in plan.tasks if plan.heads_apart else ():
@@ -274,26 +146,6 @@ def _check_lineage(plan: MergePlan, inputs: MergeInputs) -> None:
         raise MergeError(f"{told}, or set `lineage: warn`")
     logger.warning("%s", told)
     inputs.report["lineage"] = kinship.strangers
-
-
-def _score(plan: MergePlan, trials: Sequence[Trial]) -> Callable[[Mapping[str, Tensor]], float]:
-    from hf_zoo.trials import mean_score
-
-    return mean_score(trials, plan.heads_apart)
-
-
-def _open_trials(plan: MergePlan) -> list[Trial]:
-    from hf_zoo.trials import Trial
-
-    recipe = plan.recipe
-    unknown = [task for task in recipe.data if plan.heads_apart and task not in plan.tasks]
-    if unknown:
-        raise MergeError(f"data.{unknown[0]}: no member has this task{nearest(unknown[0], plan.tasks)}")
-    tasks = dict.fromkeys([*plan.tasks, *recipe.data]) or dict.fromkeys(["task"])
-    return [
-        Trial.open(task, plan.of_task(task), recipe.data.get(task), recipe.eval_batch_size, recipe.num_eval)
-        for task in tasks
-    ]
 
 
 def _require_space(plan: MergePlan, inputs: MergeInputs) -> None:
@@ -423,7 +275,3 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, list):
         return [_renamed(content, names) for content in value]
     return names.get(value, value) if isinstance(value, str) else value
-
-
-def _dtype(recipe: MergeRecipe) -> torch.dtype | None:
-    return None if recipe.dtype is None else getattr(torch, recipe.dtype)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from hf_zoo.errors import MergeError
 from hf_zoo.inputs import MergeInputs
-from hf_zoo.shards import MAX_SHARD_BYTES, WeightsWriter
+from hf_zoo.methods.base import Put, Work
+from hf_zoo.shards import MAX_SHARD_BYTES, WeightsWriter, describe_nonfinite, is_finite
 from hf_zoo.varying import Merger
 
 
@@ -42,22 +45,55 @@ def write_merge(
         ZooError: If the method refuses its inputs, an input or output is not finite, or the disk is full.
     """
     merger.check(inputs)
-    count = num_threads or num_cores()
-    with WeightsWriter(folder, inputs.layout, max_shard_bytes=max_shard_bytes) as writer, _one_thread_an_operation():
-        # The largest first: at the end no thread waits for another's long work.
-        works = sorted(merger.works(inputs), key=lambda work: -work.size)
-        if count == 1 or len(works) == 1:
-            for work in works:
-                work.run(writer.put_piece)
-        else:
-            with ThreadPoolExecutor(count, "merge") as pool:
-                futures = [pool.submit(work.run, writer.put_piece) for work in works]
-                done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in waiting:
-                    future.cancel()
-                for future in done:
-                    future.result()
+    with WeightsWriter(folder, inputs.layout, max_shard_bytes=max_shard_bytes) as writer:
+        _run(lambda: merger.works(inputs), writer.put_piece, num_threads)
     return writer.paths
+
+
+def merge_in_memory(merger: Merger, inputs: MergeInputs, *, num_threads: int | None = None) -> dict[str, Tensor]:
+    """Merge into memory, to the very bits `write_merge` would write.
+
+    Args:
+        merger: The methods, and who makes what.
+        inputs: Its inputs.
+        num_threads: Threads to merge with; null for one a core.
+
+    Returns:
+        Every tensor of the layout.
+
+    Raises:
+        ZooError: If the method refuses its inputs, or an input or output is not finite.
+    """
+    merger.check(inputs)
+    tensors = {name: torch.empty(info.shape, dtype=info.dtype) for name, info in inputs.layout.items()}
+
+    def put(name: str, start: int, piece: Tensor) -> None:
+        tensors[name].reshape(-1)[start : start + piece.numel()] = piece  # a view: the tensor is contiguous
+
+    _run(lambda: merger.works(inputs), put, num_threads)
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise MergeError(f"the merge: tensor {name!r} holds {describe_nonfinite(tensor)}")
+    return tensors
+
+
+def _run(works: Callable[[], Iterable[Work]], put: Put, num_threads: int | None) -> None:
+    """Run the parts of a merge, each in one thread."""
+    count = num_threads or num_cores()
+    with _one_thread_an_operation():
+        # The largest first: at the end no thread waits for another's long work.
+        ordered = sorted(works(), key=lambda work: -work.size)
+        if count == 1 or len(ordered) == 1:
+            for work in ordered:
+                work.run(put)
+            return
+        with ThreadPoolExecutor(count, "merge") as pool:
+            futures = [pool.submit(work.run, put) for work in ordered]
+            done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in waiting:
+                future.cancel()
+            for future in done:
+                future.result()
 
 
 def num_cores() -> int:

@@ -140,7 +140,9 @@ def _read_local(path: Path, spec: DataSpec) -> Mapping[str, datasets.Dataset]:
             raise DataError(f"{path}: files of one kind are needed, and it holds {', '.join(suffixes)}")
         builder = builders.pop()
         options = {"sep": "\t"} if suffixes == [".tsv"] else {}
-        data_files = {name: [str(file) for file in several] for name, several in files.items()}
+        named = {spec.train_split, spec.validation_split, spec.test_split} - {None}
+        unread = files.keys() - named if named <= files.keys() else set()  # where one is missing, say what there is
+        data_files = {name: [str(file) for file in several] for name, several in files.items() if name not in unread}
         return _reading(path, lambda: datasets.load_dataset(builder, data_files=data_files, **options))
     if any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
         return _reading(path, lambda: datasets.load_dataset("imagefolder", data_dir=str(path)))

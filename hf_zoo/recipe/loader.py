@@ -22,7 +22,7 @@ R = TypeVar("R", bound=TrainRecipe | MergeRecipe | CurvatureRecipe)
 
 FLAGS = ("--dry-run", "--help")
 # Their keys are dotted paths themselves, so an override's rest is one key.
-PATH_KEYED = ("vary", "where")
+PATH_KEYED = ("vary", "where", "search.over")
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+)*=")
 
@@ -173,7 +173,8 @@ def _apply(
 def _set(content: dict[str, Any], recipe_class: type, path: str, value: Any) -> str | None:
     """Set a dotted path, making the sections on the way; return what stands in the way, if anything."""
     first, _, rest = path.partition(".")
-    keys = [first, rest] if first in PATH_KEYED and rest else path.split(".")
+    holder = next((known for known in PATH_KEYED if path.startswith(f"{known}.")), None)
+    keys = path.split(".") if holder is None else [*holder.split("."), path.removeprefix(f"{holder}.")]
     reached = ""
     for key in keys[:-1]:
         reached = join(reached, key)

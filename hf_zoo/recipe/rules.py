@@ -19,9 +19,11 @@ from hf_zoo.recipe.schema import (
     TrainingSpec,
     TrainRecipe,
 )
+from hf_zoo.recipe.search import check_search
 from hf_zoo.recipe.statistics import StatisticsSpec
 
 IMAGE_OBJECTIVES = ("image_classification", "contrastive")
+EVERY_METHOD = "all"
 EMBEDDED_IMAGES = ("digits",)
 EMBEDDED_TEXTS = ("docs", "docs-sentences", "docs-pairs", "docs-topics")
 MAX_REPO_CHARACTERS = 96
@@ -308,11 +310,27 @@ def _check_merge_name(recipe: MergeRecipe) -> Iterator[tuple[str, str]]:
 
 def _check_method(recipe: MergeRecipe) -> Iterator[tuple[str, str]]:
     known = method_names()
-    if recipe.method not in known:
+    if recipe.method not in (*known, EVERY_METHOD):
         yield (
             "method",
             f"unknown method {recipe.method!r}{nearest(recipe.method, known)}: known are {', '.join(known)}",
         )
+
+
+def _check_contest(recipe: MergeRecipe) -> Iterator[tuple[str, str]]:
+    if recipe.method != EVERY_METHOD:
+        if recipe.joint is not None:
+            yield "joint", f"is compared with by `method: {EVERY_METHOD}` alone"
+        return
+    for method, parameters in recipe.parameters.items():
+        if method not in method_names() or not isinstance(parameters, Mapping):
+            yield f"parameters.{method}", "with `method: all`, parameters are given a method: ties: {density: 0.3}"
+    if recipe.rules:
+        yield "rules", "name methods of their own: leave them out, or name one `method`"
+    if recipe.search is not None:
+        yield "search", "is over one method, or several that `search.over.method` names: `method: all` searches none"
+    if not recipe.evaluate:
+        yield "evaluate", "methods are compared by what they score: leave it true"
 
 
 def _check_training_statistics(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
@@ -385,4 +403,6 @@ MERGE_RULES: Mapping[tuple[str, ...], Rule] = {
     ("members", "tasks", "population", "where"): _check_merge_members,
     ("data", "tasks"): _check_merge_data,
     ("method",): _check_method,
+    ("search", "rules"): check_search,
+    ("method", "parameters", "rules", "search", "joint", "evaluate"): _check_contest,
 }

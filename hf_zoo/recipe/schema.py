@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from hf_zoo.recipe.search import SearchSpec
 from hf_zoo.recipe.statistics import StatisticsSpec
 
 Init = Literal["default", "xavier_uniform", "xavier_normal", "uniform", "normal", "kaiming_normal", "kaiming_uniform"]
@@ -385,7 +386,7 @@ class MergeRecipe:
         population: Where to look for members when `tasks` are given: a population's folder or `org/name`.
         tasks: Merge the best member of each of these tasks.
         where: Factors the members found for `tasks` must have.
-        method: A file name of `hf_zoo/methods`.
+        method: A file name of `hf_zoo/methods`; `all` tries every one that can be, and makes the best.
         parameters: The method's hyper-parameters: a number, a list with one value a member, or a mapping that makes it
             vary over the network (`blocks: [0.1, 0.9]`, `embeddings`, `heads`, a regular expression, `otherwise`).
         rules: Tensors that are merged otherwise; the first rule that fits a tensor counts.
@@ -404,6 +405,8 @@ class MergeRecipe:
         eval_batch_size: Samples an evaluation pass.
         num_eval: Use only this many samples of each split.
         seed: Seed of methods that draw.
+        search: Hyper-parameters to find by the validation splits before the merge is made; null for none.
+        joint: With `method: all`, a model trained on all tasks, to compare with.
         publish: How the merge appears on a Hub.
     """
 
@@ -431,4 +434,6 @@ class MergeRecipe:
     eval_batch_size: int = 64
     num_eval: int | None = None
     seed: int = 0
+    search: SearchSpec | None = None
+    joint: str | None = None
     publish: PublishSpec = field(default_factory=PublishSpec)

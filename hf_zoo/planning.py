@@ -1,0 +1,216 @@
+"""What a merge will be made of and how: members found and fitted together, methods chosen, data opened."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hf_zoo.errors import MergeError, nearest
+from hf_zoo.finding import find_base, find_members
+from hf_zoo.ingredients import STATISTICS_FOLDER, Ingredient, check_one_label_space, check_one_trunk
+from hf_zoo.inputs import MergeInputs
+from hf_zoo.joining import Joined, join, statistics_for, task_reader
+from hf_zoo.methods.base import make_method
+from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Parent
+from hf_zoo.recipe.grid import differences, digest, portable
+from hf_zoo.recipe.schema import MergeRecipe
+from hf_zoo.varying import Merger, fixed_values
+
+if TYPE_CHECKING:
+    from hf_zoo.trials import Trial
+
+logger = logging.getLogger(__name__)
+
+MAX_NAME = 64
+RESERVED = frozenset({SNAPSHOT_FOLDER, STATISTICS_FOLDER})  # sub-folders of a repo with a meaning of their own
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A merge whose members were found and fit together; nothing is written yet.
+
+    Attributes:
+        recipe: The recipe.
+        joined: Their tensors, alike.
+        merger: The methods and the tensors each of them makes.
+        members: The members, in order.
+        base: The model task vectors are taken against; null where the method needs none.
+        heads_apart: Whether each task keeps its own head in a sub-folder, or heads are merged too.
+        name: Name of the merge.
+    """
+
+    recipe: MergeRecipe
+    joined: Joined
+    merger: Merger
+    members: tuple[Ingredient, ...]
+    base: Ingredient | None
+    heads_apart: bool
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the merge lies."""
+        return Path(self.recipe.output) / self.name
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The members' tasks, each once, in order."""
+        return tuple(dict.fromkeys(member.task for member in self.members if member.task is not None))
+
+    def of_task(self, task: str) -> tuple[Ingredient, ...]:
+        """Return the members of a task; all of them where heads are merged, since each can do every task then."""
+        return tuple(member for member in self.members if member.task == task or not self.heads_apart)
+
+    def of(self, recipe: MergeRecipe) -> MergePlan:
+        """Return the plan of a recipe that differs in method, parameters and rules alone; members stay open."""
+        merger = self.joined.merger(recipe.method, recipe.parameters, recipe.rules)
+        base, joined = (self.base, self.joined) if merger.uses_base else (None, replace(self.joined, base=None))
+        return replace(self, recipe=recipe, merger=merger, base=base, joined=joined)
+
+    @cached_property
+    def parents(self) -> tuple[Parent, ...]:
+        """How the manifest names what it was made from."""
+        base = () if self.base is None else (self.base.parent("base"),)
+        return tuple(member.parent() for member in self.members) + base
+
+
+def plan_merge(recipe: MergeRecipe, others: Sequence[MergeRecipe] = ()) -> MergePlan:
+    """Find the members of a recipe and check that they fit together, without reading their weights.
+
+    Args:
+        recipe: The recipe.
+        others: Recipes of the same members that `MergePlan.of` will be asked for: the base is kept where one needs it.
+
+    Raises:
+        ZooError: If a task, member, method or hyper-parameter is unknown, or members do not fit together.
+    """
+    members = find_members(recipe)
+    check_one_trunk(members)
+    heads_apart = _heads_apart(recipe, members)
+    base = find_base(recipe, members, any(map(_asks_for_base, (recipe, *others))))
+    joined = join(members, heads_apart, base, _dtype(recipe), recipe.extras)
+    merger = joined.merger(recipe.method, recipe.parameters, recipe.rules)
+    if recipe.base is not None and not merger.uses_base and not others:
+        logger.warning("%s does not use a base: %s is left out", recipe.method, recipe.base)
+    if not merger.uses_base and not others:
+        base, joined = None, replace(joined, base=None)
+    plan = MergePlan(recipe, joined, merger, members, base, heads_apart, recipe.name or _default_name(recipe, members))
+    for task in plan.tasks if heads_apart else ():
+        task_reader(plan.of_task(task), members[0].trunk)
+    return plan
+
+
+def existing_merge(plan: MergePlan) -> Manifest | None:
+    """Return the manifest of the same merge made earlier, or null where the folder is free.
+
+    Raises:
+        MergeError: If the folder holds something else; says what differs.
+    """
+    if not plan.folder.exists():
+        return None
+    if not (plan.folder / MANIFEST_FILE).is_file():
+        raise MergeError(f"{plan.folder}: exists and is no merge: set `name` or `output`, or remove it")
+    manifest = Manifest.read(plan.folder)
+    changes = []
+    if manifest.digest != digest(plan.recipe):
+        changes = differences(manifest.recipe, portable(plan.recipe))
+        changes = changes or ["nothing but the digest: it was made by another version"]
+    before = [(parent.role, parent.sha256) for parent in manifest.parents]
+    for parent, old in zip(plan.parents, before, strict=False):
+        if (parent.role, parent.sha256) != old:
+            changes.append(f"{parent.role} {parent.repo}: its weights are others than then")
+    if len(before) != len(plan.parents):
+        changes.append(f"{len(before)} models were merged then, {len(plan.parents)} now")
+    if changes:
+        raise MergeError(
+            f"{plan.folder}: holds another merge; set `name` or remove it. What differs (then -> now):\n  "
+            + "\n  ".join(changes)
+        )
+    return manifest
+
+
+def open_trials(plan: MergePlan, with_test: bool = True) -> list[Trial]:
+    """Load the held-out data of a plan's tasks; without the test split on request.
+
+    Raises:
+        ZooError: If it is not known what to measure a task on, or the data is not what it needs.
+    """
+    from hf_zoo.trials import Trial
+
+    recipe = plan.recipe
+    unknown = [task for task in recipe.data if plan.heads_apart and task not in plan.tasks]
+    if unknown:
+        raise MergeError(f"data.{unknown[0]}: no member has this task{nearest(unknown[0], plan.tasks)}")
+    tasks = dict.fromkeys([*plan.tasks, *recipe.data]) or dict.fromkeys(["task"])
+    return [
+        Trial.open(task, plan.of_task(task), recipe.data.get(task), recipe.eval_batch_size, recipe.num_eval, with_test)
+        for task in tasks
+    ]
+
+
+def inputs_of(plan: MergePlan, trials: Sequence[Trial]) -> MergeInputs:
+    """Return what the methods of a plan are given.
+
+    Raises:
+        MergeError: If a member lacks statistics a method needs.
+    """
+    recipe = plan.recipe
+    return plan.joined.inputs(
+        score=_score(plan, trials) if trials else None,
+        trials=tuple(trials) or None,
+        seed=recipe.seed,
+        device=recipe.device,
+        dtype=getattr(torch, recipe.compute_dtype),
+        **statistics_for(plan.merger.needs, plan.members, plan.heads_apart, plan.base),
+    )
+
+
+def _heads_apart(recipe: MergeRecipe, members: Sequence[Ingredient]) -> bool:
+    tasks = {member.task for member in members}
+    apart = len(tasks) > 1 if recipe.heads is None else recipe.heads == "per_task"
+    if not apart:
+        check_one_label_space(members)
+        return False
+    unknown = [str(member.reference) for member in members if member.task is None]
+    if unknown:
+        raise MergeError(f"{unknown[0]}: no manifest says its task, so its head has no name: set `heads: merge`")
+    reserved = [task for task in tasks if task in RESERVED or not re.fullmatch(r"\w[\w.-]*", task or "")]
+    if reserved:
+        raise MergeError(f"task {reserved[0]!r} cannot be the name of a sub-folder: name the task otherwise")
+    return True
+
+
+def _asks_for_base(recipe: MergeRecipe) -> bool:
+    """Whether a method or rule of a recipe uses a base, as far as can be told before anything is opened."""
+    named = [(recipe.method, recipe.parameters), *((rule.method, rule.parameters) for rule in recipe.rules)]
+    return any(rule.keep == "base" for rule in recipe.rules) or any(
+        make_method(name, fixed_values(parameters), "merge recipe").uses_base
+        for name, parameters in named
+        if name is not None
+    )
+
+
+def _default_name(recipe: MergeRecipe, members: Sequence[Ingredient]) -> str:
+    """Make a name of what departs from the plain average, and of tasks or members."""
+    method = "" if recipe.method == MergeRecipe().method else f"-{recipe.method}"
+    parts = list(recipe.tasks) or [member.name.rpartition("/")[2] for member in members]
+    name = f"merge{method}-{'-'.join(parts)}"
+    return name if len(name) <= MAX_NAME else f"merge{method}-{parts[0]}-and-{len(parts) - 1}-more"
+
+
+def _score(plan: MergePlan, trials: Sequence[Trial]) -> Callable[[Mapping[str, Tensor]], float]:
+    from hf_zoo.trials import mean_score
+
+    return mean_score(trials, plan.heads_apart)
+
+
+def _dtype(recipe: MergeRecipe) -> torch.dtype | None:
+    return None if recipe.dtype is None else getattr(torch, recipe.dtype)
