@@ -1,7 +1,8 @@
 """Task vectors as matrices: which tensors are matrices, and their singular values and directions.
 
-Everything is decomposed in float64: the methods that use it set small singular values equal to large ones, which makes
-of rounding in float32 a difference that can be seen.
+Directions come from the eigenvectors of the smaller Gram matrix, in float64: faster than a singular value
+decomposition, and exact to `eps (largest / value)^2` in the direction of a value. Values below a millionth of the
+largest are rounding of weights in float32; they count as zero.
 """
 
 # K = members, O = outputs, I = inputs, R = singular values kept
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from hf_zoo.inputs import MemberTensors
 
+LEAST_VALUE = 1e-6  # of the largest
+
 
 @dataclass(frozen=True)
 class Directions:
@@ -24,7 +27,7 @@ class Directions:
 
     Attributes:
         left: Left singular vectors, (O, R).
-        values: Singular values, descending, above rounding errors of the largest, (R,).
+        values: Singular values, descending, (R,).
         right: Right singular vectors, (R, I).
     """
 
@@ -48,8 +51,20 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
 
 def directions(matrix: Tensor) -> Directions:
     """Decompose a matrix of float64."""
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    return Directions(left, values, right).first(_rank(values, max(matrix.shape)))
+    if matrix.shape[0] < matrix.shape[1]:
+        turned = directions(matrix.T)
+        return Directions(turned.right.T, turned.values, turned.left.T)
+    if not matrix.numel():
+        return Directions(matrix[:, :0], matrix.new_zeros(0), matrix[:0])
+    # A power of two keeps squares in range and changes no digit.
+    exponent = torch.frexp(matrix.abs().max())[1]
+    unit = torch.ldexp(matrix, -exponent)
+    squares, vectors = torch.linalg.eigh(unit.T @ unit)
+    squares, vectors = squares.flip(0), vectors.flip(1)
+    rank = int((squares > squares[0] * LEAST_VALUE**2).sum())
+    right = vectors[:, :rank].T
+    values = torch.ldexp(squares[:rank].sqrt(), exponent)
+    return Directions(matrix @ right.T / values, values, right)
 
 
 def nearest_orthogonal(matrix: Tensor) -> Tensor:
@@ -76,10 +91,3 @@ def add_to_base(tensors: MemberTensors, vector: Tensor, scale: float) -> Tensor:
     """Return the base plus a merged task vector times a factor, in the tensor's shape and the computing type."""
     base = tensors.base
     return torch.add(base, vector.reshape(base.shape).to(base.dtype), alpha=scale)
-
-
-def _rank(values: Tensor, size: int) -> int:
-    if not len(values):
-        return 0
-    least = values[0] * size * torch.finfo(values.dtype).eps
-    return int((values > least).sum())
