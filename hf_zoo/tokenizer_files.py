@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import filecmp
 import json
 import re
 import tempfile
@@ -95,12 +96,21 @@ def read_tokenizer(folder: Path, source: str) -> TokenizerContent | None:
     except (ValueError, OSError, ImportError, KeyError, TypeError) as error:
         raise MergeError(f"{source}: its tokenizer cannot be read: {' '.join(str(error).split())}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise MergeError(
-            f"{source}: its tokenizer ({type(tokenizer).__name__}) has no fast form, so its tokens cannot be matched: "
-            f"save it as {TOKENIZER_FILE}"
-        )
+    if backend is None:  # its tokens can be matched all the same, though not joined with others'
+        model = {"type": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+        return TokenizerContent(source, {"model": model}, files)
     return TokenizerContent(source, json.loads(backend.to_str()), files)
+
+
+def hold_same_tokens(one: Path, other: Path) -> bool:
+    """Whether the files that hold two models' tokens are there and equal, byte for byte."""
+    names = [
+        {path.name for path in folder.iterdir() if path.name == TOKENIZER_FILE or _OLDER_FILES.fullmatch(path.name)}
+        for folder in (one, other)
+    ]
+    if not names[0] or names[0] != names[1]:
+        return False
+    return all(filecmp.cmp(one / name, other / name, shallow=False) for name in names[0])
 
 
 def describe_difference(first: TokenizerContent, other: TokenizerContent) -> str | None:

@@ -21,6 +21,7 @@ from hf_zoo.shards import TensorInfo
 from hf_zoo.tokenizer_files import (
     TokenizerContent,
     describe_difference,
+    hold_same_tokens,
     joined_tokenizer,
     older_files,
     read_tokenizer,
@@ -114,10 +115,9 @@ def align_vocabularies(
         raise MergeError(f"rows {rows!r}{nearest(rows, ROW_POLICIES)}: expected one of {', '.join(ROW_POLICIES)}")
     models = [*members, *([] if base is None else [base])]
     owner = _owner(members, base, policy)
-    tokenizers = [read_tokenizer(one.folder, one.source) if one.folder else None for one in models]
     if policy == "same" and not tokens and not pad_to_multiple_of:
-        return _same(members, base, tokenizers)
-    known = [_required(tokenizer, one) for tokenizer, one in zip(tokenizers, models, strict=True)]
+        return _same(members, base)
+    known = [_required(_tokenizer_of(one), one) for one in models]
     tokenizer = known[len(members) if owner is None else owner]
     more = list(tokens or ())
     others = [one for one in known if one is not tokenizer] if policy == "union" else []
@@ -146,16 +146,17 @@ def align_vocabularies(
     )
 
 
-def _same(
-    members: Sequence[SavedModel], base: SavedModel | None, tokenizers: Sequence[TokenizerContent | None]
-) -> AlignedVocabulary:
+def _same(members: Sequence[SavedModel], base: SavedModel | None) -> AlignedVocabulary:
     models = [*members, *([] if base is None else [base])]
-    for (one, first), (two, other) in pairwise(zip(models, tokenizers, strict=True)):
+    for one, two in pairwise(models):
+        if one.folder is not None and two.folder is not None and hold_same_tokens(one.folder, two.folder):
+            continue
+        first, other = _tokenizer_of(one), _tokenizer_of(two)
         if (first is None) != (other is None):
-            without = one if first is None else two
+            without, having = (one, two) if first is None else (two, one)
             raise MergeError(
-                f"{without.source} has no tokenizer and {(two if first is None else one).source} has one, so nobody "
-                "knows whether a row of their embeddings stands for the same token: put its tokenizer into its folder"
+                f"{without.source} has no tokenizer and {having.source} has one, so nobody knows whether a row of "
+                "their embeddings stands for the same token: put its tokenizer into its folder"
             )
         if first is not None and other is not None:
             _check_same(first, other)
@@ -163,7 +164,8 @@ def _same(
     smallest = min(one.size for one in axes)
     readers = [one.reader for one in models]
     if any(one.size != smallest for one in axes):  # the same tokens, padded differently
-        last = max((max(one.tokens.values(), default=-1) for one in tokenizers if one is not None), default=-1)
+        tokenizer = _tokenizer_of(models[0])
+        last = -1 if tokenizer is None else max(tokenizer.tokens.values(), default=-1)
         if last >= smallest:
             raise MergeError(f"{members[0].source}: token {last} has no row: the smallest model has {smallest} rows")
         kept = torch.arange(smallest).expand(len(models), -1)
@@ -202,6 +204,10 @@ def _owner(members: Sequence[SavedModel], base: SavedModel | None, policy: str |
         return None
     known = [*POLICIES, *sources]
     raise MergeError(f"tokenizer {policy!r}{nearest(policy, known)}: expected one of {', '.join(known)}")
+
+
+def _tokenizer_of(model: SavedModel) -> TokenizerContent | None:
+    return None if model.folder is None else read_tokenizer(model.folder, model.source)
 
 
 def _required(tokenizer: TokenizerContent | None, model: SavedModel) -> TokenizerContent:

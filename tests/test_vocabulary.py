@@ -362,3 +362,44 @@ def test_rows_along_another_axis_and_half_precision(tmp_path):
     shared = aligned.members[1]["model.shared.weight"]
     assert shared.dtype == torch.bfloat16
     assert torch.equal(shared[4], row(one, "cat", "model.shared.weight"))
+
+
+def test_a_tokenizer_without_a_fast_form_is_matched_by_its_tokens(tmp_path):
+    """Speech models spell with a plain list of letters."""
+    fields = {**BODY, "conv_dim": [8], "conv_kernel": [3], "conv_stride": [2], "num_feat_extract_layers": 1,
+              "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "pad_token_id": 0}  # fmt: skip
+    members = []
+    for place, letters in enumerate(["<pad> <unk> | a b", "<pad> <unk> | a b", "<pad> <unk> | b c"]):
+        folder = tmp_path / str(place)
+        config = transformers.Wav2Vec2Config(**fields, vocab_size=5)
+        torch.manual_seed(place)
+        transformers.Wav2Vec2ForCTC(config).save_pretrained(folder)
+        words = {letter: number for number, letter in enumerate(letters.split())}
+        (tmp_path / "vocab.json").write_text(json.dumps(words))
+        tokenizer = transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), bos_token=None, eos_token=None)
+        tokenizer.save_pretrained(folder)
+        members.append(
+            SavedModel(CheckpointReader.open(folder, str(place)), transformers.Wav2Vec2ForCTC, config, folder)
+        )
+    assert align_vocabularies(members[:2]).members == (members[0].reader, members[1].reader)
+    with pytest.raises(MergeError, match=r"1 and 2 have different vocabularies: 5 tokens and 5; 1 only in 1 \('a'\)"):
+        align_vocabularies(members)
+    with pytest.raises(MergeError, match="a Wav2Vec2CTCTokenizer tokenizer cannot be joined"):
+        align_vocabularies(members, None, "union")
+    aligned = align_vocabularies(members, None, "base")
+    assert torch.equal(aligned.members[2]["lm_head.weight"][4], members[2].reader["lm_head.weight"][3])  # b
+    mean = (members[0].reader["lm_head.bias"][3] + members[1].reader["lm_head.bias"][3]) / 2
+    torch.testing.assert_close(aligned.members[2]["lm_head.bias"][3], mean)  # a
+
+
+def test_equal_files_are_not_read(tmp_path):
+    one = save(tmp_path / "one", word_piece(["cat"]), 1)
+    two = save(tmp_path / "two", word_piece(["cat"]), 2)
+    for model in (one, two):
+        (model.folder / "tokenizer.json").write_text("not JSON, but the same")
+    assert align_vocabularies([one, two]).members == (one.reader, two.reader)
+    (two.folder / "tokenizer.json").unlink()
+    (two.folder / "tokenizer_config.json").unlink()
+    (one.folder / "tokenizer.json").write_text(word_piece(["cat"]).to_str())
+    with pytest.raises(MergeError, match="two has no tokenizer and one has one"):
+        align_vocabularies([one, two])
