@@ -71,6 +71,8 @@ SETTINGS = [
     Setting("passthrough", {"keep": 1}, symmetric=False),
     Setting("pcb"),
     Setting("pcb", {"density": 1.0, "scale": 0.5}),
+    Setting("ram"),
+    Setting("ram", {"rescale": 0.1, "scope": "tensor"}),
     Setting("regmean"),
     Setting("sce"),
     Setting("sce", {"select_topk": 1.0, "normalize": True, "tie": "positive"}),
