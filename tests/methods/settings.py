@@ -26,6 +26,7 @@ class Setting:
 SETTINGS = [
     Setting("adamerging", {"num_steps": 2, "granularity": "task"}),
     Setting("adamerging", {"num_steps": 2, "density": 0.2}, symmetric=False),
+    Setting("arcee_fusion", {"fence": 0.5}),
     Setting("average"),
     Setting("average", {"weights": (0.5, 0.2, 0.3)}, symmetric=False),
     Setting("breadcrumbs"),
