@@ -14,18 +14,21 @@ from pathlib import Path
 from hf_zoo.errors import CheckpointError
 
 SPACE_MARGIN_BYTES = 16 << 20  # config, processor, card and the file system's own bookkeeping
+KEY_FILE = ".resume"  # in a folder that is not finished: what its content depends on
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextmanager
-def new_folder(folder: Path, *, replace: bool = False) -> Generator[Path, None, None]:
+def new_folder(folder: Path, *, replace: bool = False, resume_key: str | None = None) -> Generator[Path, None, None]:
     """Give a temporary sibling that becomes `folder` when the block ends, and vanishes when it raises.
 
-    What a killed process of this machine left behind for the same folder is removed first.
+    What a killed process of this machine left behind for the same folder is removed first, or continued.
 
     Args:
         folder: The folder to make.
         replace: Replace an existing folder; else it is refused.
+        resume_key: What the content depends on. What a killed or interrupted process left behind under the same key
+            is given as it is, to be finished; null always begins anew.
 
     Yields:
         The temporary folder to fill.
@@ -38,25 +41,36 @@ def new_folder(folder: Path, *, replace: bool = False) -> Generator[Path, None, 
     stem = f".{folder.name}.partial-{socket.gethostname()}-"
     temporary = folder.parent / f"{stem}{os.getpid()}"
     parents = [path for path in folder.parents if not path.exists()]
+    keep = False
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for stale in folder.parent.glob(f"{stem}*"):
             if not _is_alive(stale.name.removeprefix(stem)) or stale == temporary:
-                shutil.rmtree(stale)
-        temporary.mkdir()
+                if resume_key is not None and not temporary.exists() and _key_of(stale) == resume_key:
+                    os.rename(stale, temporary)
+                else:
+                    shutil.rmtree(stale)
+        temporary.mkdir(exist_ok=True)
+        if resume_key is not None:
+            (temporary / KEY_FILE).write_text(resume_key)
     except OSError as error:
         raise disk_error(folder, error) from error
     try:
         yield temporary
+        (temporary / KEY_FILE).unlink(missing_ok=True)
         _sync_tree(temporary)
         _put_in_place(temporary, folder)
+    except KeyboardInterrupt:
+        keep = resume_key is not None
+        raise
     except OSError as error:
         if error.errno in FULL_DISK:
             raise disk_error(folder, error) from error
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _remove_empty(parents)
+        if not keep:
+            shutil.rmtree(temporary, ignore_errors=True)
+            _remove_empty(parents)
 
 
 def require_space(folder: Path, num_bytes: int) -> None:
@@ -97,6 +111,13 @@ def disk_error(folder: Path, error: OSError, num_bytes: int | None = None) -> Ch
             f"{folder}: the disk is full{need}: make room or choose another folder; nothing was kept"
         )
     return CheckpointError(f"{folder}: cannot be written: {error}")
+
+
+def _key_of(folder: Path) -> str | None:
+    try:
+        return (folder / KEY_FILE).read_text()
+    except OSError:
+        return None
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

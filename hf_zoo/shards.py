@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -24,6 +25,7 @@ from hf_zoo.folders import disk_error
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+JOURNAL_FILE = ".written.jsonl"
 MAX_SHARD_BYTES = 50_000_000_000  # what transformers 5 writes: one file for all but the largest models
 MAX_WRITE_BYTES = 1 << 30  # one pwrite moves at most 2 GiB on Linux
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
@@ -212,6 +214,8 @@ class WeightsWriter:
         layout: What will come: names in the order shards are cut, shapes and types.
         max_shard_bytes: Largest file; one tensor is never split.
         finite: Refuse NaN and infinity.
+        resume: Continue files of the same layout that a killed process left in the folder; what it had written is
+            listed in a journal there.
 
     Attributes:
         paths: The weights files, index last where there is one.
@@ -224,8 +228,11 @@ class WeightsWriter:
         *,
         max_shard_bytes: int = MAX_SHARD_BYTES,
         finite: bool = True,
+        resume: bool = False,
     ) -> None:
         self._folder, self._layout, self._finite = folder, layout, finite
+        self._journal = folder / JOURNAL_FILE if resume else None
+        self._done: set[tuple[str, int, int]] = set()
         cuts = _cut(layout, max_shard_bytes)
         many = [f"model-{i:05d}-of-{len(cuts):05d}.safetensors" for i in range(1, len(cuts) + 1)]
         names = [WEIGHTS_FILE] if len(cuts) == 1 else many
@@ -237,8 +244,12 @@ class WeightsWriter:
 
     def __enter__(self) -> WeightsWriter:
         try:
-            for shard in self._shards:
-                shard.begin()
+            begun = [shard.begin(resume=self._journal is not None) for shard in self._shards]
+            if self._journal is not None:
+                self._done = _read_journal(self._journal) if all(begun) else set()
+                for name, _, count in self._done:
+                    self._missing[name] -= max(count, 1)
+                self._lines = self._journal.open("a" if self._done else "w", buffering=1)
         except OSError as error:
             self._discard()
             raise disk_error(self._folder, error, self._nbytes) from error
@@ -254,6 +265,11 @@ class WeightsWriter:
             raise CheckpointError(f"tensor {name!r} is {TensorInfo.of(tensor)}, {self._layout[name]} was announced")
         self.put_piece(name, 0, tensor.detach().reshape(-1))
 
+    def has(self, name: str, start: int, count: int) -> bool:
+        """Return whether these entries were written by the process that was killed."""
+        inside = (n for other, s, n in self._done if other == name and start <= s < start + max(count, 1))
+        return bool(self._done) and sum(max(n, 1) for n in inside) >= max(count, 1)
+
     def put_piece(self, name: str, start: int, piece: Tensor) -> None:
         """Write some entries of a tensor, each once.
 
@@ -268,6 +284,8 @@ class WeightsWriter:
         """
         if name not in self._layout:
             raise CheckpointError(f"tensor {name!r} was not announced")
+        if (name, start, piece.numel()) in self._done:
+            return
         if piece.dtype != self._layout[name].dtype:
             raise CheckpointError(f"tensor {name!r} is {TensorInfo.of(piece)}, {self._layout[name]} was announced")
         if self._finite and not is_finite(piece):
@@ -278,6 +296,8 @@ class WeightsWriter:
                 raise CheckpointError(f"tensor {name!r} came twice")
         try:
             self._home[name].put(name, start, piece)
+            if self._journal is not None:  # after the data: a line promises what lies in the file
+                self._lines.write(json.dumps([name, start, piece.numel()]) + "\n")
         except OSError as error:
             raise disk_error(self._folder, error, self._nbytes) from error
 
@@ -290,10 +310,15 @@ class WeightsWriter:
                 for shard in self._shards:
                     shard.finish()
                 self._write_index()
+                if self._journal is not None:
+                    self._journal.unlink()
         except OSError as error:
             raise disk_error(self._folder, error, self._nbytes) from error
         finally:
-            self._discard()
+            if hasattr(self, "_lines"):
+                self._lines.close()
+            if kind is not KeyboardInterrupt or self._journal is None:
+                self._discard()
 
     @property
     def _nbytes(self) -> int:
@@ -322,7 +347,8 @@ class _ShardWriter:
         self.offsets: dict[str, int] = {}
         self.handle = -1
 
-    def begin(self) -> None:
+    def begin(self, resume: bool = False) -> bool:
+        """Open the file and write its header; return whether it was continued."""
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         position = 0
         for name, info in self.layout.items():
@@ -334,9 +360,16 @@ class _ShardWriter:
         text += b" " * (-len(text) % 8)
         start = 8 + len(text)
         self.offsets = {name: start + offset for name, offset in self.offsets.items()}
+        beginning = len(text).to_bytes(8, "little") + text
+        if resume and self.partial.is_file() and self.partial.stat().st_size == start + position:
+            self.handle = os.open(self.partial, os.O_RDWR)
+            if os.pread(self.handle, len(beginning), 0) == beginning:
+                return True
+            os.close(self.handle)
         self.handle = os.open(self.partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
         _reserve(self.handle, start + position)
-        _write_at(self.handle, memoryview(len(text).to_bytes(8, "little") + text), 0)
+        _write_at(self.handle, memoryview(beginning), 0)
+        return False
 
     def put(self, name: str, start: int, piece: Tensor) -> None:
         piece = piece.detach().cpu().contiguous()
@@ -354,6 +387,16 @@ class _ShardWriter:
         if self.handle >= 0:
             os.close(self.handle)
         self.partial.unlink(missing_ok=True)
+
+
+def _read_journal(path: Path) -> set[tuple[str, int, int]]:
+    """Return what a journal lists; its last line may have been cut off."""
+    done = set()
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            name, start, count = json.loads(line)
+            done.add((str(name), int(start), int(count)))
+    return done
 
 
 def _cut(layout: Mapping[str, TensorInfo], max_shard_bytes: int) -> list[dict[str, TensorInfo]]:

@@ -1,5 +1,9 @@
 """Merges written by several threads: the same bytes as one thread's, and nothing left behind by a failure."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -88,3 +92,56 @@ def test_float64_is_computed_in_on_request(members):
         merged = dict(merger("average", members).merge(inputs))["a"]
         error = float((merged - oracle).abs().max())
         assert (error < 1e-15) == (dtype == torch.float64)
+
+
+def test_a_killed_merge_is_continued_with_the_same_bytes(tmp_path):
+    shapes = {f"t{i:02d}": (PIECE_ENTRIES * 3 + 5,) for i in range(12)}
+    code = f"""
+import os, signal, sys, threading, torch
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_streaming import merger_of, random_members
+import hf_zoo.shards as shards
+from hf_zoo.streaming import write_merge
+members = random_members({list(shapes.items())!r})
+count, plain = 0, shards.WeightsWriter.put_piece
+def put_piece(self, *arguments):
+    global count
+    plain(self, *arguments)
+    count += 1
+    if count == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+shards.WeightsWriter.put_piece = put_piece
+folder = Path(sys.argv[1])
+folder.mkdir(exist_ok=True)
+write_merge(folder, *merger_of(members), num_threads=2, resume=True)
+print(count)
+"""
+    hashes = set()
+    for name, kills in (("whole", ()), ("killed", (17, 9))):
+        folder = tmp_path / name
+        for after in kills:
+            run = subprocess.run([sys.executable, "-c", code, str(folder), str(after)], capture_output=True)
+            assert run.returncode == -9, run.stderr
+            assert not (folder / "model.safetensors").exists()
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(folder), "0"], capture_output=True, text=True, check=True
+        )
+        hashes.add(sha256_of(folder / "model.safetensors"))
+        assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+        # 12 tensors of 4 pieces; a part that was cut off is made again from its first piece
+        assert int(done.stdout) == 48 if not kills else int(done.stdout) < 48
+    assert len(hashes) == 1
+
+
+def random_members(shapes):
+    draw = torch.Generator().manual_seed(0)
+    return [
+        CheckpointReader.of({name: torch.randn(shape, generator=draw) for name, shape in shapes}, f"m{i}")
+        for i in range(3)
+    ]
+
+
+def merger_of(members):
+    base, *rest = members
+    return merger("dare", members, election="total"), MergeInputs.of(rest, base=base)

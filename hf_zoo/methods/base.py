@@ -78,10 +78,14 @@ class Work:
     Attributes:
         size: Number of entries it makes, to begin with the largest.
         run: Hands every piece it makes to a function of name, first entry and flat piece, in the layout's type.
+        name: The tensor it makes, or makes a part of; null for several.
+        start: First entry it makes.
     """
 
     size: int
     run: Callable[[Put], None]
+    name: str | None = None
+    start: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +230,7 @@ class TensorwiseMethod(Method):
                 merged = inputs.members[0][name]
             put(name, 0, merged.to("cpu", info.dtype).reshape(-1))
 
-        yield Work(info.numel, run)
+        yield Work(info.numel, run, name)
 
 
 class ElementwiseMethod(TensorwiseMethod):
@@ -274,7 +278,7 @@ class ElementwiseMethod(TensorwiseMethod):
         whole = inputs.tensors(name)
         # A survey needs the whole tensor; without one, a large tensor may be shared between threads.
         for part in [whole] if self.surveys else whole.pieces(PIECES_A_WORK * PIECE_ENTRIES):
-            yield Work(part.numel, partial(run, part=part))
+            yield Work(part.numel, partial(run, part=part), name, part.start)
 
 
 def list_methods() -> list[str]:
