@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_zoo import __version__
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError
 from hf_zoo.files import json_text, weights_digest
@@ -108,7 +109,7 @@ def _make(plan: MergePlan, found: Found | None = None) -> Manifest:
     _require_space(plan, inputs)
     if found is not None:
         inputs.report["search"] = found.report
-    with new_folder(plan.folder) as folder:
+    with new_folder(plan.folder, resume_key=_identity(plan)) as folder:
         if found is not None:
             shutil.copyfile(found.table, folder / found.table.name)
         _write_root(plan, inputs, folder)
@@ -124,6 +125,12 @@ def _make(plan: MergePlan, found: Found | None = None) -> Manifest:
 
         write_card(folder)
     return manifest
+
+
+def _identity(plan: MergePlan) -> str:
+    """Return what a merge's weights depend on: what was written of them under the same is not made again."""
+    parents = [[parent.role, parent.sha256] for parent in plan.parents]
+    return json.dumps([digest(plan.recipe), parents, __version__], sort_keys=True)
 
 
 def _check_lineage(plan: MergePlan, inputs: MergeInputs) -> None:
@@ -163,6 +170,7 @@ def _write_root(plan: MergePlan, inputs: MergeInputs, folder: Path) -> None:
         inputs,
         num_threads=recipe.num_threads,
         max_shard_bytes=int(recipe.max_shard_size * 1e9),
+        resume=True,
     )
     first = plan.members[0]
     content = first.config
@@ -178,7 +186,7 @@ def _write_task(plan: MergePlan, task: str, folder: Path) -> None:
     """Write a task's whole model, merged trunk and own head, into its sub-folder."""
     members = plan.of_task(task)
     tensors = task_reader(members, CheckpointReader.open(folder, plan.name))
-    (folder / task).mkdir()
+    (folder / task).mkdir(exist_ok=True)
     write_weights(folder / task, tensors.items(), tensors.layout)
     _write_rest(folder / task, members[0].config, tensors.layout, members[0].processor_files())
 

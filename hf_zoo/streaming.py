@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +25,7 @@ def write_merge(
     *,
     num_threads: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    resume: bool = False,
 ) -> list[Path]:
     """Merge into an existing folder's weights files.
 
@@ -37,6 +38,7 @@ def write_merge(
         inputs: Its inputs.
         num_threads: Threads to merge with; null for one a core.
         max_shard_bytes: Largest file.
+        resume: Continue what a killed process left of the same merge in the folder.
 
     Returns:
         The weights files, index last where there is one.
@@ -45,8 +47,13 @@ def write_merge(
         ZooError: If the method refuses its inputs, an input or output is not finite, or the disk is full.
     """
     merger.check(inputs)
-    with WeightsWriter(folder, inputs.layout, max_shard_bytes=max_shard_bytes) as writer:
-        _run(lambda: merger.works(inputs), writer.put_piece, num_threads)
+    with WeightsWriter(folder, inputs.layout, max_shard_bytes=max_shard_bytes, resume=resume) as writer:
+
+        def works() -> Iterator[Work]:
+            every = merger.works(inputs)
+            return (work for work in every if work.name is None or not writer.has(work.name, work.start, work.size))
+
+        _run(works, writer.put_piece, num_threads)
     return writer.paths
 
 

@@ -159,6 +159,11 @@ def plan_parts(
     return Merger(get_method(method), dict(parameters), tuple(Part(made, tuple(own)) for made, own in parts.items()))
 
 
+def fixed_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hyper-parameters that do not vary over the network."""
+    return {key: value for key, value in parameters.items() if not _varies(value)}
+
+
 def value_at(value: Any, name: str, places: Places, path: str) -> Any:
     """Return what a hyper-parameter is for one tensor.
 
