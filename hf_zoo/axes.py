@@ -7,9 +7,8 @@ has grown with the vocabulary has a row per token, names that are gone with a bl
 from __future__ import annotations
 
 import copy
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from hf_zoo.checkpoint import CheckpointReader
+from hf_zoo.configs import (
+    changed_config,
+    config_fields,
+    config_numbers,
+    config_value,
+    last_name,
+    text_config,
+    validate_config,
+)
 from hf_zoo.errors import ModelError
-from hf_zoo.structure import skeleton
+from hf_zoo.structure import class_of, skeleton
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -57,6 +65,20 @@ class SavedModel:
     model_class: type[PreTrainedModel]
     config: PreTrainedConfig
     folder: Path | None = None
+
+    @classmethod
+    def open(cls, folder: str | Path, source: str | None = None) -> SavedModel:
+        """Open a model's folder without reading its weights.
+
+        Args:
+            folder: The folder.
+            source: Whose it is, for messages; null for the folder.
+
+        Raises:
+            ZooError: If there are no weights, or the class is not known here.
+        """
+        model_class, config = class_of(folder)
+        return cls(CheckpointReader.open(folder, source), model_class, config, Path(folder))
 
     @property
     def source(self) -> str:
@@ -130,8 +152,8 @@ def vocabulary_axes(model_class: type[PreTrainedModel], config: PreTrainedConfig
         ModelError: If parts of the model have vocabularies of different sizes, or an axis grows at another rate than
             one entry a token.
     """
-    found = {key: value for key, value in config_numbers(config).items() if _last(key) == "vocab_size"}
-    text = next((part for part in (_text_config(config), config) if getattr(part, "vocab_size", None)), None)
+    found = {key: value for key, value in config_numbers(config).items() if last_name(key) == "vocab_size"}
+    text = next((part for part in (text_config(config), config) if getattr(part, "vocab_size", None)), None)
     if text is None and len(set(found.values())) > 1:
         listed = ", ".join(f"{key}: {size}" for key, size in found.items())
         raise ModelError(f"{model_class.__name__} has several vocabularies ({listed}): they cannot be changed as one")
@@ -139,7 +161,7 @@ def vocabulary_axes(model_class: type[PreTrainedModel], config: PreTrainedConfig
         return VocabularyAxes((), 0, ())
     size = int(text.vocab_size) if text is not None else next(iter(found.values()))
     keys = tuple(
-        key for key, value in config_numbers(config).items() if _last(key).endswith("vocab_size") and value == size
+        key for key, value in config_numbers(config).items() if last_name(key).endswith("vocab_size") and value == size
     )
     larger = changed_config(config, dict.fromkeys(keys, size + VOCABULARY_STEP))
     axes = _grown_axes(model_class, config, larger, VOCABULARY_STEP, "token")
@@ -176,7 +198,7 @@ def block_stacks(model_class: type[PreTrainedModel], config: PreTrainedConfig) -
     stacks = []
     for key, size in numbers.items():
         lists = _lists_beside(config, key, size)
-        named = tuple(path for path in lists if "layer" in _last(path))
+        named = tuple(path for path in lists if "layer" in last_name(path))
         for chosen in dict.fromkeys([named, (), lists]):
             prefixes = _prefixes_of_depth(model_class, config, BlockStack(key, size, (), chosen), before)
             if prefixes:
@@ -218,61 +240,6 @@ def shapes_on_disk(model_class: type[PreTrainedModel], config: PreTrainedConfig)
     return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, tensors).items()}
 
 
-def config_numbers(config: PreTrainedConfig) -> dict[str, int]:
-    """Return dotted path -> value of every positive whole number of a config and of those nested in it."""
-    return {
-        key: value for key, value in _fields(config) if type(value) is int and value > 0 and not _last(key)[0] == "_"
-    }
-
-
-def changed_config(config: PreTrainedConfig, changes: Mapping[str, Any]) -> PreTrainedConfig:
-    """Return a copy of a config with other values.
-
-    Args:
-        config: The config.
-        changes: Dotted path -> value.
-    """
-    config = copy.deepcopy(config)
-    for key, value in changes.items():
-        owner, _, name = key.rpartition(".")
-        setattr(_part(config, owner), name, value)
-    return config
-
-
-def changed_content(
-    content: Mapping[str, Any], changes: Mapping[str, Any], config: PreTrainedConfig
-) -> dict[str, Any]:
-    """Return the content of a `config.json` with other values.
-
-    Args:
-        content: The content, as it was written.
-        changes: Dotted path -> value; a section that is missing is made.
-        config: The config it loads as, which knows under which further names a value may be written.
-    """
-    changed: dict[str, Any] = json.loads(json.dumps(content))
-    for key, value in changes.items():
-        owner, _, name = key.rpartition(".")
-        section = changed
-        for part in owner.split(".") if owner else ():
-            section = section.setdefault(part, {})
-        section[name] = value
-        for alias, meant in _part(config, owner).attribute_map.items():
-            if meant == name and alias in section:
-                section[alias] = value
-    return changed
-
-
-def validate_config(config: PreTrainedConfig) -> None:
-    """Run a config's own checks, as loading it does.
-
-    Raises:
-        StrictDataclassError: If two of its fields contradict each other.
-    """
-    validate = getattr(config, "validate", None)
-    if validate is not None:
-        validate()
-
-
 def resized_stack(
     config: PreTrainedConfig, stack: BlockStack, blocks: Sequence[tuple[PreTrainedConfig, int]]
 ) -> dict[str, Any]:
@@ -288,16 +255,16 @@ def resized_stack(
     """
     changes: dict[str, Any] = {stack.key: len(blocks)}
     for path in stack.lists:
-        changes[path] = [_part(source, path)[number] for source, number in blocks]
+        changes[path] = [config_value(source, path)[number] for source, number in blocks]
     owner = stack.key.rpartition(".")[0]
-    for path, value in _fields(config):
+    for path, value in config_fields(config):
         if path.rpartition(".")[0] != owner or path in stack.lists:
             continue
         if _are_block_numbers(path, value, stack.size):
-            listed = [set(_part(source, path) or ()) for source, _ in blocks]
+            listed = [set(config_value(source, path) or ()) for source, _ in blocks]
             changes[path] = [new for new, (_, old) in enumerate(blocks) if old in listed[new]]
         elif _is_patterned(value, stack.size):  # [[["global", "local"], 12]]: a pattern and how often it comes
-            changes[path] = [[[_unrolled(_part(source, path))[old] for source, old in blocks], 1]]
+            changes[path] = [[[_unrolled(config_value(source, path))[old] for source, old in blocks], 1]]
     return changes
 
 
@@ -388,14 +355,14 @@ def _lists_beside(config: PreTrainedConfig, key: str, size: int) -> tuple[str, .
     owner = key.rpartition(".")[0]
     return tuple(
         path
-        for path, value in _fields(config)
+        for path, value in config_fields(config)
         if path.rpartition(".")[0] == owner and isinstance(value, list | tuple) and len(value) == size
         if not _is_patterned(value, size)
     )
 
 
 def _are_block_numbers(path: str, value: Any, size: int) -> bool:
-    if not (isinstance(value, list | tuple) and value and "layer" in _last(path)):
+    if not (isinstance(value, list | tuple) and value and "layer" in last_name(path)):
         return False
     return all(type(entry) is int and 0 <= entry < size for entry in value) and len(set(value)) == len(value)
 
@@ -417,28 +384,3 @@ def _is_patterned(value: Any, size: int) -> bool:
 
 def _unrolled(value: Sequence[Any]) -> list[Any]:
     return [entry for pattern, times in value for _ in range(times) for entry in pattern]
-
-
-def _text_config(config: PreTrainedConfig) -> PreTrainedConfig | None:
-    try:
-        return config.get_text_config()
-    except ValueError:  # several text models under one roof
-        return None
-
-
-def _fields(config: PreTrainedConfig, owner: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in vars(config).items():
-        if isinstance(value, PreTrainedConfig):
-            yield from _fields(value, f"{owner}{name}.")
-        else:
-            yield owner + name, value
-
-
-def _part(config: Any, path: str) -> Any:
-    for name in path.split(".") if path else ():
-        config = getattr(config, name)
-    return config
-
-
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]

@@ -21,12 +21,11 @@ from hf_zoo.axes import (
     BlockStack,
     SavedModel,
     block_stacks,
-    changed_config,
     resized_stack,
     shapes_on_disk,
-    validate_config,
 )
 from hf_zoo.checkpoint import CheckpointReader
+from hf_zoo.configs import changed_config, validate_config
 from hf_zoo.errors import MergeError, nearest
 from hf_zoo.structure import disk_name_of, names_on_disk, saved_names, skeleton
 

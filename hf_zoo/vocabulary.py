@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hf_zoo.axes import IndexedAxis, SavedModel, VocabularyAxes, vocabulary_axes
 from hf_zoo.checkpoint import CheckpointReader
+from hf_zoo.configs import config_fields
 from hf_zoo.errors import MergeError, nearest
 from hf_zoo.shards import TensorInfo
 from hf_zoo.tokenizer_files import (
@@ -221,10 +222,10 @@ def _required(tokenizer: TokenizerContent | None, model: SavedModel) -> Tokenize
 
 def _special_tokens(first: SavedModel, leader: SavedModel) -> dict[str, Any]:
     """Return the numbers of special tokens where those of the tokenizer's owner are others than the first member's."""
-    own, wanted = first.config.to_dict(), leader.config.to_dict()
+    own = dict(config_fields(first.config))
     return {
         key: value
-        for key, value in wanted.items()
+        for key, value in config_fields(leader.config)
         if key.endswith(("_token_id", "_token_index")) and key in own and own[key] != value
     }
 

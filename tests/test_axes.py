@@ -8,16 +8,15 @@ import transformers
 
 from hf_zoo.axes import (
     BlockStack,
+    SavedModel,
     block_stacks,
-    changed_config,
-    changed_content,
     depth_fractions,
     label_axes,
     resized_stack,
     shapes_on_disk,
     vocabulary_axes,
 )
-from hf_zoo.checkpoint import CheckpointReader
+from hf_zoo.configs import changed_config, changed_content
 from hf_zoo.errors import ModelError
 
 TOKENS = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -230,7 +229,10 @@ def test_names_are_those_on_disk(tmp_path):
     """transformers saves ViT under older names than its modules have."""
     model_class, config = model_of("ViTForImageClassification", VISION)
     model_class(config).save_pretrained(tmp_path)
-    reader = CheckpointReader.open(tmp_path)
+    saved = SavedModel.open(tmp_path, "org/vit")
+    assert (saved.source, saved.model_class, saved.folder) == ("org/vit", model_class, tmp_path)
+    assert saved.config.num_hidden_layers == config.num_hidden_layers == 3
+    reader = saved.reader
     shapes = shapes_on_disk(model_class, config)
     assert {name: reader.shape(name) for name in reader} == shapes
     (stack,) = block_stacks(model_class, config)

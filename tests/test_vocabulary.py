@@ -8,8 +8,9 @@ import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from hf_zoo.axes import SavedModel, changed_config
+from hf_zoo.axes import SavedModel
 from hf_zoo.checkpoint import CheckpointReader
+from hf_zoo.configs import changed_config
 from hf_zoo.errors import MergeError
 from hf_zoo.tokenizer_files import TokenizerContent, read_tokenizer
 from hf_zoo.vocabulary import align_vocabularies
