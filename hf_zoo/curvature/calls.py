@@ -187,8 +187,8 @@ def add_squares(call: Call, gradients: Sequence[Tensor], name: str, into: Tensor
 
 
 def _add_linear_squares(g_BRO: Tensor, x_BRI: Tensor, into: Tensor) -> bool:
-    reached_R = (g_BRO != 0).any(-1).any(0)
-    if not reached_R.all():  # the last layer of a classifier gets its gradient at one token
+    if not g_BRO[0].any(-1).all():  # the last layer of a classifier gets its gradient at one token
+        reached_R = g_BRO.any(-1).any(0)
         g_BRO, x_BRI = g_BRO[:, reached_R], x_BRI[:, reached_R]
     if g_BRO.shape[1] == 1:  # one row an example: (g x^T)^2 = g^2 (x^2)^T, and these add up in one product
         into.addmm_(g_BRO[:, 0].square().T, x_BRI[:, 0].square())
