@@ -54,8 +54,8 @@ def _measure(recipe: CurvatureRecipe, dry_run: bool) -> int:
     members = [member for where in recipe.members for member in members_of(where)]
     if dry_run:
         rows: list[dict[str, Any]] = []
-        for member in members:
-            folder = member.folder or Path(recipe.output or "")
+        for member, revision in members:
+            folder = Path(recipe.output) / member.name if recipe.output else member.path(revision)
             has = [kind for kind in ("fisher", "gram") if read_description(folder, kind) is not None]
             rows.append({"member": member.name, "objective": member.manifest.objective, "has": ", ".join(has) or "-"})
         print(format_table(rows))
@@ -63,10 +63,12 @@ def _measure(recipe: CurvatureRecipe, dry_run: bool) -> int:
         return 0
     device = recipe.device or ("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
-    for member in members:
+    for member, revision in members:
         progress = _Progress(member.name)
         output = None if recipe.output is None else Path(recipe.output) / member.name
-        found = measure_member(member, recipe, data=recipe.data, device=device, output=output, report=progress)
+        found = measure_member(
+            member, recipe, data=recipe.data, device=device, output=output, revision=revision, report=progress
+        )
         progress.close()
         for description in found:
             estimator = description.get("estimator", "-")

@@ -42,7 +42,7 @@ from hf_zoo.errors import DataError, PopulationError
 from hf_zoo.evaluation import load_processor, match_labels, objective_of
 from hf_zoo.files import sha256_of, weights_digest
 from hf_zoo.folders import new_folder
-from hf_zoo.population import Member
+from hf_zoo.population import POPULATION_FILE, Member, Population, Reference
 from hf_zoo.recipe.binding import bind
 from hf_zoo.recipe.grid import to_plain, without_root
 from hf_zoo.recipe.schema import AugmentationSpec, DataSpec, ObjectiveSpec
@@ -88,6 +88,7 @@ def measure_member(
     data: DataSpec | None = None,
     device: torch.device | str | None = None,
     output: Path | None = None,
+    revision: str | None = None,
     report: Report | None = None,
     save_every_seconds: float = SAVE_EVERY_SECONDS,
 ) -> list[dict[str, Any]]:
@@ -100,7 +101,8 @@ def measure_member(
         spec: What to measure.
         data: What to measure it on; null for the training split its manifest names.
         device: Where to compute; null takes the CPU.
-        output: Folder that gets `statistics/`; null for the member's own.
+        output: Folder that gets `statistics/`; null for the one with the weights.
+        revision: A snapshot; null for the last state.
         report: Called with the kind, examples done and in all.
         save_every_seconds: How often the state is saved.
 
@@ -113,10 +115,11 @@ def measure_member(
         PopulationError: If there is no such member, or it lies on a Hub and no `output` is given.
     """
     member = member if isinstance(member, Member) else Member.open(member)
-    folder = output or member.folder
-    if folder is None:
+    place = member.path(revision)
+    folder = output or place
+    if output is None and member.folder is None:
         raise PopulationError(f"{member}: lies on a Hub and cannot be written to: set `output` to a folder")
-    weights = weights_digest(member.path())
+    weights = weights_digest(place)
     objective = objective_of(member)
     estimator = estimator_of(spec, objective.name)
     data = data or own_data(member)
@@ -125,17 +128,17 @@ def measure_member(
     found = {kind: _finished(folder, kind, identities[kind]) for kind in kinds}
     waiting = [kind for kind in kinds if found[kind] is None]
     if waiting:
-        model = load_whole(member)
+        model = load_whole(member, revision)
         examples = open_examples(member, model, data, objective, spec)
         for kind in waiting:
             job = _Job(kind, folder, examples, model, estimator, spec, device, identities[kind])
             job.run(report, save_every_seconds)
             tensors, description = job.result(weights)
-            check_covers(member.path(), tensors, kind)
+            check_covers(place, tensors, kind)
             write_statistics(folder, kind, tensors, description)
             job.forget()
     descriptions = [read_description(folder, kind) or {} for kind in kinds]
-    if folder == member.folder and (manifest := note_in_manifest(folder, descriptions)) is not None:
+    if output is None and revision is None and (manifest := note_in_manifest(folder, descriptions)) is not None:
         from hf_zoo.hub.cards import CARD_FILE, write_card
 
         if manifest.status == "finished" and (folder / CARD_FILE).is_file():
@@ -164,12 +167,12 @@ def own_data(member: Member) -> DataSpec:
     return bind(content, DataSpec, f"{member}: zoo.json", "data")
 
 
-def load_whole(member: Member) -> PreTrainedModel:
+def load_whole(member: Member, revision: str | None = None) -> PreTrainedModel:
     """Return a member's stock model; an adapter's on its base, as one whole."""
     if member.manifest.library != "peft":
-        return member.load()
-    model_class, config = class_of(member.path())
-    loaded: Any = model_class.from_pretrained(None, config=config, state_dict=dict(member.tensors()))
+        return member.load(revision)
+    model_class, config = class_of(member.path(revision))
+    loaded: Any = model_class.from_pretrained(None, config=config, state_dict=dict(member.tensors(revision)))
     return loaded
 
 
@@ -339,15 +342,22 @@ def _finished(folder: Path, kind: str, identity: str) -> Mapping[str, Any] | Non
     return description if sha256_of(path) == description.get("sha256") else None
 
 
-def members_of(where: str) -> Iterator[Member]:
-    """Yield a member, or every finished member of a population, by folder or repo."""
-    from hf_zoo.population import POPULATION_FILE, Population
+def members_of(where: str) -> Iterator[tuple[Member, str | None]]:
+    """Yield a member, or every finished member of a population, by folder or repo, and the snapshot that is meant.
 
+    Raises:
+        PopulationError: If there is no such member, or none has finished.
+    """
+    reference = Reference.parse(where)
+    if reference.subfolder is not None:
+        raise PopulationError(f"{where}: statistics are measured of members, not of a merge's sub-folder")
     if (Path(where) / POPULATION_FILE).is_file():
         population = Population.open(where)
         finished = [member for member in population if member.manifest.status == "finished"]
         if not finished:
             raise PopulationError(f"{where}: none of its members has finished: train them first")
-        yield from finished
+        yield from ((member, None) for member in finished)
+    elif reference.is_local:
+        yield Member.open(reference.where), reference.revision
     else:
-        yield Member.open(where)
+        yield Member.open(where), None

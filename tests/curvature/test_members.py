@@ -21,7 +21,7 @@ from hf_zoo.hub.contents import folder_files
 from hf_zoo.hub.publish import snapshot_manifest
 from hf_zoo.population import Manifest, Member
 from hf_zoo.recipe.loader import build_recipe
-from hf_zoo.recipe.schema import PretrainRecipe
+from hf_zoo.recipe.schema import FinetuneRecipe, PretrainRecipe
 from hf_zoo.recipe.statistics import StatisticsSpec
 from hf_zoo.training.engine import train_population
 
@@ -247,6 +247,40 @@ def test_the_verb_reads_recipes_and_writes_elsewhere(vit, tmp_path, capsys):
     assert "gram" in capsys.readouterr().out
     assert json.loads((tmp_path / "out/zoo-vit-000/statistics/gram.json").read_text())["num_examples"] == 8
     assert Manifest.read(vit) == before
+
+
+def test_a_snapshot_has_statistics_of_its_own(vit, capsys):
+    name = Manifest.read(vit).snapshots[0].name
+    assert main(["curvature", f"{vit}@{name}", "max_examples=8"]) == 0
+    assert "fisher" in capsys.readouterr().out
+    description = json.loads((vit / "snapshots" / name / "statistics/fisher.json").read_text())
+    assert description["model_sha256"] == Manifest.read(vit).snapshots[0].sha256
+    assert Manifest.read(vit).statistics[0]["num_examples"] == 48
+
+
+def test_an_adapter_is_measured_as_the_whole_model_it_makes(tmp_path):
+    data = {"path": "docs-sentences", "num_train": 24, "num_eval": 8, "max_length": 32}
+    common = {"output": str(tmp_path), "training": {"epochs": 1, "batch_size": 8}, "data": data}
+    task = {"objective": "sequence_classification", **common}
+    parent = {"name": "parent", "model": {"type": "bert", "config": SMALL}, "tokenizer": {"vocab_size": 300}, **task}
+    train_population(build_recipe(parent, PretrainRecipe, "test"), Quiet())
+    child = {"name": "child", "parent": str(tmp_path / "parent/parent-000"), "model": {"adapter": {"rank": 2}}, **task}
+    train_population(build_recipe(child, FinetuneRecipe, "test"), Quiet())
+    folder = tmp_path / "child/child-000"
+    assert (folder / "adapter_model.safetensors").is_file()
+    measure_member(folder, BOTH)
+    reader, whole = open_statistics(folder, "fisher"), Member.open(folder).tensors()
+    assert set(reader) == set(whole)
+    assert all(reader.shape(name) == whole.shape(name) for name in reader)
+    # As the adapted model that `Member.load` returns computes it, tensor for tensor outside the adapter's layers.
+    member = Member.open(folder)
+    examples = open_examples(member, load_whole(member), own_data(member), objective_of(member), BOTH)
+    fisher = DiagonalFisher(member.load(), "sequence_classification")
+    for indices in examples.batches:
+        fisher.add(examples.collator([examples.table[int(index)] for index in indices]))
+    for name, value in fisher.mean().items():
+        if "LayerNorm" in name:
+            assert float((reader[name] - value).norm()) <= 1e-4 * float(value.norm()), name
 
 
 @pytest.mark.parametrize(
