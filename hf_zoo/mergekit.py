@@ -69,6 +69,7 @@ METHODS: dict[str, _Terms] = {
     "ramplus_tl": _Terms("required", {"r": (float, 0.1), "alpha": (float, 0.2), "epsilon": (float, 1e-5)}),
     "passthrough": _Terms("none", {}, {"scale": (float, 1.0)}, (1, 1)),
 }
+BASE_FIRST = ("slerp", "nearswap")  # from the base, the first member here, to the other
 # Say how to compute, not what.
 _NO_EFFECT = {"int8_mask": "how mergekit stores a mask; it changes no value here"}
 
@@ -102,10 +103,10 @@ def translate(content: Any, source: str = "mergekit") -> dict[str, Any]:
 
     Returns:
         `method`: mergekit's name of it. `members`: the models to merge, without the base, unless the method has none
-        (then the base is a member like the others) or is `slerp` (then the base comes first). `base`: the base, or
-        null. `parameters`: name -> value, with mergekit's names and defaults. `slices`: the slices with their sources
-        in the members' order, or null. `dtype`: the type tensors are read in, `out_dtype`: the type written; null
-        keeps the members'. `tokenizer`: null, or `source`, `base` (whose rows come first), `tokens` and
+        (then the base is a member like the others) or walks from it (`BASE_FIRST`: then it comes first). `base`: the
+        base, or null. `parameters`: name -> value, with mergekit's names and defaults. `slices`: the slices with their
+        sources in the members' order, or null. `dtype`: the type tensors are read in, `out_dtype`: the type written;
+        null keeps the members'. `tokenizer`: null, or `source`, `base` (whose rows come first), `tokens` and
         `pad_to_multiple_of`. `chat_template`: as written. `notes`: what was left out, and why that changes nothing.
 
         A value is a scalar, `{"layers": [...]}` (a gradient), `{"filters": [[text, value], ...]}` (`*` fits all),
@@ -157,7 +158,7 @@ class _Reader:
         return {
             "method": name,
             "members": list(dict.fromkeys(one["model"] for one in own)),
-            "base": base if terms.base != "none" and name != "slerp" else None,
+            "base": base if terms.base != "none" and name not in BASE_FIRST else None,
             "parameters": parameters,
             "dtype": dtype,
             "out_dtype": out_dtype or dtype,
@@ -245,7 +246,7 @@ class _Reader:
             wanted = f"{fewest}" if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
             beside = " besides the base" if terms.base != "none" else ""
             self.wrong("", f"{name} merges {wanted} models{beside}, got {len(members)}")
-        if name == "slerp" and own is not None:  # t = 0 is the base, wherever it stands in the list
+        if name in BASE_FIRST and own is not None:  # t = 0 is the base, wherever it stands in the list
             return [own, *members], None
         return members, own
 

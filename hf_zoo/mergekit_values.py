@@ -7,7 +7,7 @@ A value is a scalar, `{"layers": [...]}` (a gradient over the blocks of a slice)
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -61,6 +61,21 @@ def recipe_value(value: Any, slices: Sequence[Mapping[str, Any]] | None = None) 
     if kind == "layers":
         return {"blocks": {"blocks": list(content)}, "otherwise": content[0]}
     return {_pattern(text): recipe_value(one) for text, one in content}
+
+
+def mapped_value(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Return a value with a function applied to every scalar in it.
+
+    Args:
+        value: See the module.
+        function: From scalar to scalar; linear where the value has gradients.
+    """
+    if not isinstance(value, Mapping):
+        return function(value)
+    ((kind, content),) = value.items()
+    if kind == "filters":
+        return {kind: [[text, mapped_value(one, function)] for text, one in content]}
+    return {kind: [mapped_value(one, function) for one in content]}
 
 
 def value_of_slices(values: Sequence[Any]) -> Any:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "hf_zoo"
 LAYERS = {
     "errors": 0, "files": 0, "resources": 0, "models": 0, "seeding": 0, "versions": 0, "recipe": 1,
     "folders": 1, "shards": 2, "checkpoint": 2, "adapters": 2, "population": 2, "structure": 2, "heads": 2,
-    "configs": 3, "axes": 3, "tokenizer_files": 3, "vocabulary": 3, "labels": 3, "stacking": 3, "mergekit": 3, "mergekit_values": 3,
+    "configs": 3, "axes": 3, "tokenizer_files": 3, "vocabulary": 3, "labels": 3, "stacking": 3, "mergekit": 3, "mergekit_values": 3, "mergekit_methods": 3,
     "losses": 3, "metrics": 3, "data": 3,
     "parents": 4, "building": 4, "evaluation": 4, "methods": 4, "hub": 4,
     "inputs": 4, "geometry": 4, "task_vectors": 4, "trimming": 4, "information": 4, "matrices": 4, "places": 4, "learning": 4, "varying": 5, "streaming": 5,

@@ -4,7 +4,9 @@ import pytest
 
 from hf_zoo.errors import RecipeError
 from hf_zoo.mergekit import METHODS, is_mergekit, read_mergekit, translate
-from hf_zoo.mergekit_values import recipe_value, value_at
+from hf_zoo.mergekit_methods import recipe_content
+from hf_zoo.mergekit_values import mapped_value, recipe_value, value_at
+from hf_zoo.methods.base import make_method
 from hf_zoo.places import Places
 from hf_zoo.varying import value_at as value_of_recipe
 
@@ -122,7 +124,7 @@ def test_defaults_are_written_out(method):
     read = translate(content)
     assert read["parameters"] == DEFAULTS[method]
     members = [f"org/{letter}" for letter in "abc"[:count]]
-    if method == "slerp":  # from the base to the other one
+    if method in ("slerp", "nearswap"):  # from the base to the other one
         assert (read["members"], read["base"]) == (["org/base", *members], None)
     elif METHODS[method].base == "none":  # the base is a member like the others, and comes last
         others = [] if method == "passthrough" else ["org/base"]
@@ -266,6 +268,88 @@ def test_a_merge_recipe_gives_every_tensor_of_slices_the_same():
         number, depth = spots[int(name.split(".")[2])] if inside else (int(name != NAMES[0]), 0.0)
         wanted = [value_at(weight, name, depth, member=member, number=number) for member in range(2)]
         assert value_of_recipe(written, name, places, "weights") == pytest.approx(wanted), name
+
+
+HALVES = {"weights": [0.5, 0.5], "scale": 1.0, "tie": "positive", "density": 1.0}
+# mergekit's name -> ours, with the values that give its numbers where nothing is written.
+OURS = {
+    "linear": ("average", {"weights": [0.5, 0.5, 0.5]}),
+    "slerp": ("slerp", {"t": 0.25}),
+    "nuslerp": ("nuslerp", {"weights": [0.5, 0.5], "vectors": "tensor", "task_vectors": True}),
+    "multislerp": ("multislerp", {"weights": [0.5, 0.5], "normalize": True, "task_vectors": True}),
+    "karcher": ("karcher", {"max_iterations": 10, "tolerance": 1e-5}),
+    "model_stock": ("model_stock", {"vectors": "tensor", "clip": False}),
+    "nearswap": ("nearswap", {"t": 0.25}),
+    "arcee_fusion": ("arcee_fusion", {}),
+    "task_arithmetic": ("task_arithmetic", {"weights": [0.5, 0.5], "scale": 1.0, "normalize": False}),
+    "ties": ("ties", HALVES | {"normalize": True, "trim": "tensor", "election": "total"}),
+    "dare_linear": ("dare", HALVES | {"normalize": False, "rescale": "norm", "election": "none"}),
+    "dare_ties": ("dare", HALVES | {"normalize": False, "rescale": "norm", "election": "total"}),
+    "breadcrumbs": ("breadcrumbs", HALVES | {"normalize": False, "gamma": 0.01, "election": "none"}),
+    "breadcrumbs_ties": ("breadcrumbs", HALVES | {"normalize": False, "gamma": 0.01, "election": "total"}),
+    # mergekit calls epsilon what is half of it in the paper and here
+    "della": ("della", HALVES | {"normalize": True, "rescale": "norm", "election": "total", "epsilon": 0.3}),
+    "della_linear": ("della", HALVES | {"normalize": False, "rescale": "norm", "election": "none", "epsilon": 0.3}),
+    "sce": ("sce", {"select_topk": 1.0, "normalize": True, "tie": "positive"}),
+    "ram": ("ram", {"epsilon": 1e-5}),
+    "ramplus_tl": ("ram", {"rescale": 0.1, "limit": 0.2, "epsilon": 1e-5, "scope": "tensor"}),
+    "passthrough": ("passthrough", {"scale": 1.0}),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_one_here(method):
+    content = of_models(method, *[{}] * (METHODS[method].members[1] or 2), parameters={"weight": 0.5, "t": 0.25})
+    if method != "passthrough":
+        content["base_model"] = "org/base"
+    recipe = recipe_content(translate(content))
+    assert (recipe["method"], recipe["parameters"]) == OURS[method]
+    make_method(recipe["method"], recipe["parameters"])
+
+
+def test_a_recipe_in_place_of_a_yaml():
+    content = of_models("della", {"weight": 1}, {"weight": [0, 1], "epsilon": {"filter": "mlp", "value": 0.1}})
+    content |= {"base_model": "org/base", "dtype": "float64", "out_dtype": "bfloat16", "tokenizer_source": "base"}
+    recipe = recipe_content(translate(content))
+    assert recipe["parameters"]["weights"] == [1.0, {"blocks": {"blocks": [0.0, 1.0]}, "otherwise": 0.0}]
+    assert recipe["parameters"]["epsilon"] == [0.3, {"(?:mlp)": 0.2, "otherwise": 0.3}]
+    assert (recipe["dtype"], recipe["compute_dtype"]) == ("bfloat16", "float64")
+    assert (recipe["members"], recipe["base"]) == (["org/a", "org/b"], "org/base")
+    assert recipe["tokenizer"]["source"] == "base"
+    sliced = recipe_content(translate(slices(1, 1) | {"parameters": {"weight": 1}}))
+    assert sliced["slices"][0]["sources"][1] == {"model": "org/b", "layer_range": [1, 4]}
+    assert sliced["parameters"]["weights"][0]["block 3"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("content", "vectors"),
+    [
+        ({"nuslerp_flatten": True, "nuslerp_row_wise": True}, "tensor"),
+        ({"nuslerp_flatten": False}, "rows"),
+        ({"nuslerp_flatten": False, "nuslerp_row_wise": True}, "columns"),
+    ],
+)
+def test_what_a_vector_is_in_nuslerp(content, vectors):
+    read = translate(of_models("nuslerp", {"weight": 1}, {"weight": 3}, parameters=content))
+    assert recipe_content(read)["parameters"] == {"weights": [1.0, 3.0], "vectors": vectors, "task_vectors": False}
+
+
+def test_what_no_method_here_gives_is_refused():
+    unnormalised = of_models("linear", {"weight": 0.5}, {"weight": 0.6}, parameters={"normalize": False})
+    with pytest.raises(RecipeError, match="linear: weights that are not normalised and do not sum to 1"):
+        recipe_content(translate(unnormalised))
+    unnormalised["models"][1]["parameters"] = {"weight": 0.5}
+    assert recipe_content(translate(unnormalised))["parameters"] == {"weights": [0.5, 0.5]}
+    ties = of_models("ties", {"weight": 1}, {"weight": 1}, base_model="org/base", parameters={"rescale": True})
+    with pytest.raises(RecipeError, match="ties: `rescale` is for methods that drop at random"):
+        recipe_content(translate(ties))
+
+
+def test_a_function_reaches_every_scalar():
+    value = {"members": [1.0, {"slices": [{"layers": [1.0, 2.0]}, {"filters": [["mlp", 3.0], ["*", 4.0]]}]}]}
+    assert mapped_value(value, lambda scalar: 2 * scalar) == {
+        "members": [2.0, {"slices": [{"layers": [2.0, 4.0]}, {"filters": [["mlp", 6.0], ["*", 8.0]]}]}]
+    }
 
 
 def test_tokenizers():
