@@ -77,16 +77,23 @@ def merge_in_memory(merger: Merger, inputs: MergeInputs, *, num_threads: int | N
     def put(name: str, start: int, piece: Tensor) -> None:
         tensors[name].reshape(-1)[start : start + piece.numel()] = piece  # a view: the tensor is contiguous
 
-    _run(lambda: merger.works(inputs), put, num_threads)
+    run_works(lambda: merger.works(inputs), put, num_threads)
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise MergeError(f"the merge: tensor {name!r} holds {describe_nonfinite(tensor)}")
     return tensors
 
 
-def _run(works: Callable[[], Iterable[Work]], put: Put, num_threads: int | None) -> None:
-    """Run the parts of a merge, each in one thread."""
+def run_works(works: Callable[[], Iterable[Work]], put: Put, num_threads: int | None) -> None:
+    """Run the parts of a merge, or of another pass over its members, each in one thread.
+
+    Args:
+        works: Returns the parts; asked for where an operation keeps to one thread.
+        put: Takes what they make.
+        num_threads: Threads; null for one a core.
+    """
     count = num_threads or num_cores()
+    _keep_freed_memory()
     with _one_thread_an_operation():
         # The largest first: at the end no thread waits for another's long work.
         ordered = sorted(works(), key=lambda work: -work.size)
@@ -106,6 +113,15 @@ def _run(works: Callable[[], Iterable[Work]], put: Put, num_threads: int | None)
 def num_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _keep_freed_memory() -> None:
+    """Keep the C library from handing memory back after every piece, only to have it paged in again for the next.
+
+    glibc trims its heap down to twice the largest mapped block it has seen freed: with pieces of half a megabyte most
+    of what a piece used, at more time than the merging takes. One large block, never touched, raises that bound.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 @contextmanager
