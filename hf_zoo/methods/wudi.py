@@ -25,7 +25,7 @@ class Wudi(TensorwiseMethod):
     on, so its rows stand in for them. From the sum of the task vectors, Adam minimises `sum_i ||(t - t_i) t_i^T||^2 /
     ||t_i||^2` for each matrix, laid out as (outputs, inputs); kernels count as (outputs, everything else). What is no
     matrix is averaged, as in the authors' code. A step costs one product of matrices, (O, I) by (I, I), whatever the
-    number of members: models of 100 million parameters take minutes on a CPU, and are better merged on a GPU.
+    number of members: a model of 100 million parameters takes tens of minutes on two cores; merge it on a GPU.
 
     Attributes:
         num_iterations: Steps of Adam.
