@@ -53,7 +53,7 @@ def write_merge(
             every = merger.works(inputs)
             return (work for work in every if work.name is None or not writer.has(work.name, work.start, work.size))
 
-        _run(works, writer.put_piece, num_threads)
+        run_works(works, writer.put_piece, num_threads)
     return writer.paths
 
 
