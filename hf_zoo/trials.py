@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from hf_zoo.data.tables import Collator, Table, build_collator, build_table
 from hf_zoo.errors import MergeError
 from hf_zoo.evaluation import evaluate_model, load_processor, match_labels, objective_of
 from hf_zoo.finding import main_score
+from hf_zoo.functional import Anatomy, Network
 from hf_zoo.ingredients import Ingredient
 from hf_zoo.joining import task_reader
+from hf_zoo.losses import compute_loss
 from hf_zoo.population import Member
 from hf_zoo.recipe.binding import bind
 from hf_zoo.recipe.schema import AugmentationSpec, DataSpec, ObjectiveSpec
@@ -56,7 +58,13 @@ class Trial:
 
     @classmethod
     def open(
-        cls, task: str, members: Sequence[Ingredient], spec: DataSpec | None, batch_size: int, num_eval: int | None
+        cls,
+        task: str,
+        members: Sequence[Ingredient],
+        spec: DataSpec | None,
+        batch_size: int,
+        num_eval: int | None,
+        with_test: bool = True,
     ) -> Trial:
         """Load a task's held-out data.
 
@@ -66,6 +74,7 @@ class Trial:
             spec: Its data; null for what the first member was trained on.
             batch_size: Samples a forward pass.
             num_eval: Use only this many samples of each split; null for the spec's own choice.
+            with_test: Load the test split too; a search does without.
 
         Raises:
             MergeError: If it is not known what to measure the task on.
@@ -81,6 +90,8 @@ class Trial:
             spec = _own_data(first, task)
         if num_eval is not None:
             spec = dataclasses.replace(spec, num_eval=num_eval)
+        if not with_test:
+            spec = dataclasses.replace(spec, test_split=None)
         objective = objective_of(Member(manifest, folder=first.folder))
         splits = load_splits(spec)
         columns = find_columns(splits.train, spec, NEEDS[objective.name])
@@ -124,13 +135,62 @@ class Trial:
         Raises:
             MergeError: If the data has no validation split.
         """
+        self.check_validation()
+        model = self.model(tensors).to(torch.device(self.device))  # type: ignore[arg-type]
+        return main_score(self._metrics(model, CHOOSING_SPLIT))
+
+    def check_validation(self) -> None:
+        """Refuse data that nothing can be chosen by or learned from.
+
+        Raises:
+            MergeError: If the data has no validation split.
+        """
         if CHOOSING_SPLIT not in self.tables:
             raise MergeError(
                 f"{self.task}: its data has no validation split to choose by; the test split is never used for a "
                 "choice: set `validation_split` or `validation_fraction`"
             )
-        model = self.model(tensors).to(torch.device(self.device))  # type: ignore[arg-type]
-        return main_score(self._metrics(model, CHOOSING_SPLIT))
+
+    @property
+    def num_validation(self) -> int:
+        """Samples of the validation split."""
+        return len(self.tables[CHOOSING_SPLIT])
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[dict[str, Tensor]]:
+        """Yield the validation split once, on the trial's device.
+
+        Args:
+            batch_size: Samples a batch; the last one may hold fewer.
+            generator: Draws the order; null keeps that of the data.
+        """
+        table, collator = self.tables[CHOOSING_SPLIT], self.collators[CHOOSING_SPLIT]
+        count = len(table)
+        order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+        for part in order.split(batch_size):
+            batch = collator([table[index] for index in part.tolist()])
+            yield {name: value.to(self.device) for name, value in batch.items()}
+
+    def loss(self, logits: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the mean loss of a batch, a scalar that carries the gradient."""
+        return compute_loss(self.objective, logits, labels, statistics=False).loss
+
+    def anatomy(self, names: Collection[str]) -> Anatomy:
+        """Return what merged tensors are called on disk and in modules.
+
+        Args:
+            names: Their names on disk: those of whole members, or of trunks saved alone.
+        """
+        return Anatomy.of(self.members[0], names)
+
+    def network(self, anatomy: Anatomy) -> Network:
+        """Return the task's model, to be called with weights.
+
+        Args:
+            anatomy: Of these weights; those of a trunk are joined with the mean head of the task's members.
+        """
+        first = self.members[0]
+        whole = task_reader(self.members, first.trunk) if anatomy.trunk_alone else first.reader
+        return Network(self.model(whole), anatomy, self.device)
 
     def _metrics(self, model: PreTrainedModel, split: str) -> dict[str, float]:
         table, collator = self.tables[split], self.collators[split]
@@ -146,11 +206,22 @@ def mean_score(trials: Sequence[Trial], heads_apart: bool) -> Callable[[Mapping[
     """
 
     def score(tensors: Mapping[str, Tensor]) -> float:
-        reader = tensors if isinstance(tensors, CheckpointReader) else CheckpointReader.of(tensors, "candidate")
-        scores = [trial.score(task_reader(trial.members, reader) if heads_apart else reader) for trial in trials]
-        return sum(scores) / len(scores)
+        scores = task_scores(trials, heads_apart, tensors)
+        return sum(scores.values()) / len(scores)
 
     return score
+
+
+def task_scores(trials: Sequence[Trial], heads_apart: bool, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return task -> validation score of candidate weights, larger is better.
+
+    Args:
+        trials: The tasks.
+        heads_apart: Whether the candidate is a trunk, to be joined with each task's own head, or a whole model.
+        tensors: Its tensors.
+    """
+    reader = tensors if isinstance(tensors, CheckpointReader) else CheckpointReader.of(tensors, "candidate")
+    return {trial.task: trial.score(task_reader(trial.members, reader) if heads_apart else reader) for trial in trials}
 
 
 def _own_data(member: Ingredient, task: str) -> DataSpec:

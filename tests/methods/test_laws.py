@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from settings import SETTINGS
+from trials import trial_for
 
 from hf_zoo.checkpoint import CheckpointReader, write_checkpoint
 from hf_zoo.errors import CheckpointError, MergeError, RecipeError
@@ -42,6 +43,8 @@ def make_inputs(setting, members, seed=0, **others):
     needs = make_method(setting.method, setting.parameters).needs
     if Need.SCORE in needs:
         others.setdefault("score", nearness_to(members[0]))
+    if Need.DATA in needs:
+        others.setdefault("trials", (trial_for(members[0]),))
     if Need.BASE in needs:
         others.setdefault("base", members[0])
     if Need.FISHER in needs:
