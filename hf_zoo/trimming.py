@@ -51,11 +51,13 @@ def kth_largest(
             magnitudes of the members' task vectors. They may be overwritten.
 
     Returns:
-        For each row the values at its ranks.
+        For each row the values at its ranks; zeros where there are no values at all.
     """
     whole = list(tensors)
     if not any(ranks):
         return [() for _ in ranks]
+    if not sum(tensor.numel for tensor in whole):
+        return [(0.0,) * len(wanted) for wanted in ranks]
     if len(whole) == 1 and len(pieces := list(whole[0].pieces())) == 1:
         return [
             _partitioned(values, wanted) if wanted else ()

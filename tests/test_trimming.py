@@ -46,6 +46,12 @@ def test_a_small_tensor_and_rows_nobody_asks_for():
     assert kth_largest([inputs.tensors("t0")], [(), ()]) == [(), ()]
 
 
+def test_no_tensor_and_no_entry_have_zeros():
+    inputs = inputs_of(torch.zeros(1, 150_000))
+    assert kth_largest([], [(0,)]) == [(0.0,)]
+    assert kth_largest([inputs.tensors("t2")], [(0, 0)]) == [(0.0, 0.0)]
+
+
 def test_other_values_than_magnitudes_can_be_ranked():
     inputs = inputs_of(torch.randn(2, 200_000, generator=torch.Generator().manual_seed(1)))
     (found,) = kth_largest(inputs.floating(), [(500,)], rows=lambda piece: [piece[0].abs() + piece[1].abs()])

@@ -78,6 +78,11 @@ def test_integer_tensors_do_not_count_in_the_whole_vector():
     torch.testing.assert_close(merged["w"], torch.tensor([0.0, 0.0, 3.0, 4.0]), rtol=0, atol=0)
 
 
+def test_a_part_without_floating_tensors_is_copied():
+    merged = merge_all("ties", {"count": torch.tensor([1, 2])}, [{"count": torch.tensor([3, 4])}])
+    assert merged["count"].tolist() == [3, 4]
+
+
 def test_all_equal_to_the_smallest_kept_are_kept():
     merged = merge_values("ties", torch.zeros(4), [torch.tensor([1.0, -1.0, 1.0, 2.0])], density=0.5)
     torch.testing.assert_close(merged, torch.tensor([1.0, -1.0, 1.0, 2.0]), rtol=0, atol=0)
