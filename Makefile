@@ -8,7 +8,8 @@ PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CHECKED := hf_zoo tests benchmarks setup.py
 
-# make merge TASKS=sst,mnli [METHOD=average] [POPULATION=runs/zoo-bert-tasks] [BASE=...] [DATA=sst=path,mnli=path] [HUB=org]
+# make merge TASKS=sst,mnli [METHOD=average] [POPULATION=runs/zoo-bert-tasks] [BASE=...] [JOINT=...] [DATA=sst=path,mnli=path] [HUB=org]
+# METHOD=all compares every method that can be tried and makes the best; JOINT is a jointly trained model to compare with.
 METHOD ?= average
 POPULATION ?= runs/zoo-bert-tasks
 comma := ,
@@ -33,14 +34,14 @@ test: $(INSTALLED) ## run the tests
 readme: $(INSTALLED) ## run every command of the README as written, in minutes
 	$(PYTHON) -m pytest -m readme tests/test_readme.py
 
-merge: $(INSTALLED) ## merge members: TASKS=sst,mnli METHOD= POPULATION= BASE= DATA= HUB=
+merge: $(INSTALLED) ## merge members: TASKS=sst,mnli METHOD= (all compares) POPULATION= BASE= JOINT= DATA= HUB=
 	@test -n "$(TASKS)" || { echo "say which tasks: make merge TASKS=sst,mnli" >&2; exit 2; }
 	@if [ "$(POPULATION)" = runs/zoo-bert-tasks ] && [ ! -e runs/zoo-bert-tasks/population.json ]; then \
 		echo "runs/zoo-bert-tasks does not exist yet: training it on embedded text (minutes)"; \
 		$(PYTHON) -m hf_zoo.pretrain recipes/bert_mlm.yaml && $(PYTHON) -m hf_zoo.finetune recipes/bert_tasks.yaml; \
 	fi
 	$(PYTHON) -m hf_zoo.merge recipes/merge_tasks.yaml tasks=[$(TASKS)] method=$(METHOD) population=$(POPULATION) \
-		$(if $(BASE),base=$(BASE)) $(foreach pair,$(subst $(comma), ,$(DATA)),data.$(subst =,.path=,$(pair))) \
+		$(if $(BASE),base=$(BASE)) $(if $(JOINT),joint=$(JOINT)) $(foreach pair,$(subst $(comma), ,$(DATA)),data.$(subst =,.path=,$(pair))) \
 		$(if $(HUB),publish.namespace=$(HUB))
 
 hub: $(INSTALLED) ## serve the demo's Hub again

@@ -13,13 +13,14 @@ BESIDE = ("recipes", "recipes/paper", "accelerate_configs", "hub_cards")
 
 extras = {
     "ray": ["ray[tune]>=2.9"],
+    "search": ["cmaes", "optuna>=4"],
     "trackio": ["trackio"],
     "bench": ["pandas", "tabulate"],
     "docs": ["mkdocs-material", "mkdocstrings[python]"],
     "quality": ["ruff", "mypy", "types-PyYAML"],
     "test": ["hypothesis", "pytest", "pytest-xdist"],
 }
-extras["dev"] = [*extras["quality"], *extras["test"], "tensorboard"]
+extras["dev"] = [*extras["quality"], *extras["search"], *extras["test"], "tensorboard"]
 
 setup(
     name="hf_zoo",

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_zoo.cli import guarded
+from hf_zoo.recipe.rules import EVERY_METHOD
 from hf_zoo.recipe.schema import MergeRecipe
 
 if TYPE_CHECKING:
     from hf_zoo.merging import MergePlan
+    from hf_zoo.recipe.search import SearchSpec
 
 HELP = """usage: hf-zoo merge RECIPE [key.path=value ...] [--dry-run]
 
 Merge the members a recipe names, or the best member of each of its tasks, measure the merge and the members on every
 task, and write a repo that the stock Auto classes load. Made again with the same members and recipe, it is left alone.
+A `search` in the recipe finds hyper-parameters on the validation splits first; `method=all` compares every method that
+can be tried and makes the best. Both go on where they were interrupted.
 
   RECIPE            a YAML file, or the name of one in recipes/
   key.path=value    overrides a key: tasks=[sst,mnli], method=greedy_soup, population=org/zoo-bert-tasks,
@@ -42,9 +47,16 @@ def _run(arguments: list[str]) -> int:
     from hf_zoo.merging import plan_merge, results_table, run_merge
 
     quieten()
+    if recipe.method == EVERY_METHOD:
+        return _compare(recipe, "--dry-run" in flags)
     if "--dry-run" in flags:
-        return _show(plan_merge(recipe))
+        return _show(plan_merge(dataclasses.replace(recipe, search=None)), recipe.search)
     outcome = run_merge(recipe)
+    if outcome.search is not None:
+        from hf_zoo.search import search_table
+
+        print(format_table(search_table(outcome.search)))
+        print(f"{len(outcome.search.records)} candidates: {outcome.search.folder}\n")
     if outcome.manifest.results:
         print(format_table(results_table(outcome.manifest)))
     accepted = (outcome.manifest.method.get("report") or {}).get("accepted")
@@ -56,13 +68,38 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _show(plan: MergePlan) -> int:
+def _compare(recipe: MergeRecipe, only_show: bool) -> int:
+    from hf_zoo.contest import applicable_methods, run_contest
+    from hf_zoo.display import format_table
+
+    if only_show:
+        methods, reasons = applicable_methods(recipe)
+        print(f"would try {len(methods)} methods: {', '.join(methods)}")
+        print(format_table([{"method": name, "cannot be tried": reason} for name, reason in reasons.items()]))
+        print("nothing was done")
+        return 0
+    outcome = run_contest(recipe)
+    print(format_table(outcome.table()))
+    for name, reason in outcome.reasons.items():
+        print(f"not tried: {name}: {reason}")
+    print(f"best by validation: {outcome.best}, made as {outcome.merge.folder}\n{outcome.folder}")
+    if outcome.merge.url is not None:
+        print(f"published: {outcome.merge.url}")
+    return 0
+
+
+def _show(plan: MergePlan, search: SearchSpec | None) -> int:
     from hf_zoo.display import format_table
 
     rows = [{"role": parent.role, "model": parent.repo, "revision": parent.revision, "task": parent.task,
              "weights": (parent.sha256 or "")[:12]} for parent in plan.parents]  # fmt: skip
     print(format_table(rows))
     heads = f"one a task ({', '.join(plan.tasks)})" if plan.heads_apart else "merged"
+    if search is not None:
+        from hf_zoo.sampling import Space, num_candidates
+
+        count = num_candidates(Space.of(search, len(plan.members)), search)
+        print(f"a {search.sampler} of {count} candidates over {', '.join(search.over)} comes first")
     print(f"{plan.recipe.method} into {plan.folder}, heads {heads}; nothing was done")
     return 0
 

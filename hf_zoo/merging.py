@@ -44,14 +44,14 @@ class MergeOutcome:
         manifest: What is known of it.
         made: Whether it was made now; false where it was there already.
         url: Address of its repo; null where it was not published.
-        search: Folder of the search that found its hyper-parameters; null where there was none.
+        search: The search that found its hyper-parameters; null where there was none.
     """
 
     folder: Path
     manifest: Manifest
     made: bool
     url: str | None = None
-    search: Path | None = None
+    search: Found | None = None
 
 
 def run_merge(recipe: MergeRecipe) -> MergeOutcome:
@@ -84,7 +84,7 @@ def run_merge(recipe: MergeRecipe) -> MergeOutcome:
         report = publish_member(plan.folder, recipe.publish.namespace, recipe.publish)
         url = f"{constants.ENDPOINT}/{report.repos[0]}"
         manifest = Manifest.read(plan.folder)
-    return MergeOutcome(plan.folder, manifest, made, url, None if found is None else found.folder)
+    return MergeOutcome(plan.folder, manifest, made, url, found)
 
 
 def results_table(manifest: Manifest) -> list[dict[str, Any]]:
