@@ -20,8 +20,10 @@ def find_members(recipe: MergeRecipe) -> tuple[Ingredient, ...]:
         PopulationError: If a member cannot be opened.
         MergeError: If a task has no finished member; names the tasks there are.
     """
-    if recipe.members:
-        return tuple(open_ingredient(text) for text in recipe.members)
+    if recipe.members or recipe.slices:
+        sources = dict.fromkeys(source.model for one in recipe.slices for source in one.sources)
+        named = recipe.members or [model for model in sources if model != recipe.base]
+        return tuple(open_ingredient(text) for text in named)
     assert recipe.population is not None  # the recipe's rules have seen to it
     population = Population.open(recipe.population).where(**recipe.where)
     return tuple(open_ingredient(best_member(population, task, recipe.where)) for task in recipe.tasks)

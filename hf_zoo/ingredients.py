@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hf_zoo.checkpoint import CheckpointReader
@@ -35,17 +36,23 @@ class Ingredient:
         folder: Its files on this machine.
         manifest: What is known of it; null for a model not made by hf_zoo.
         commit: The commit its files are of; null for a folder.
+        tensors: Its weights where they are shown under another form than the files have; null for the files' own.
+        origin: Where the files of its weights lie, if not in its folder.
+        scratch: What keeps a folder made for it as long as it is used.
     """
 
     reference: Reference
     folder: Path
     manifest: Manifest | None = None
     commit: str | None = None
+    tensors: CheckpointReader | None = None
+    origin: Path | None = None
+    scratch: TemporaryDirectory[str] | None = None
 
     @cached_property
     def reader(self) -> CheckpointReader:
         """A lazy reader of its weights."""
-        return CheckpointReader.open(self.folder, str(self.reference))
+        return self.tensors or CheckpointReader.open(self.folder, str(self.reference))
 
     @cached_property
     def structure(self) -> Structure:
@@ -70,7 +77,7 @@ class Ingredient:
         Args:
             kind: `fisher` or `gram`.
         """
-        path = self.folder / STATISTICS_FOLDER / f"{kind}.safetensors"
+        path = (self.origin or self.folder) / STATISTICS_FOLDER / f"{kind}.safetensors"
         return CheckpointReader.of_file(path, f"{self.reference}: {kind}") if path.is_file() else None
 
     @property
@@ -123,9 +130,11 @@ class Ingredient:
     @cached_property
     def sha256(self) -> str:
         """The hash of its weights file, or of all its shards together."""
-        if any(path.suffix == ".safetensors" for path in self.reader.files):
-            return weights_digest(self.folder)
-        return hashlib.sha256("".join(remembered_sha256(path) for path in self.reader.files).encode()).hexdigest()
+        folder = self.origin or self.folder
+        if any(folder.glob("*.safetensors")):
+            return weights_digest(folder)
+        files = CheckpointReader.open(folder, str(self.reference)).files
+        return hashlib.sha256("".join(remembered_sha256(path) for path in files).encode()).hexdigest()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -205,12 +214,12 @@ def check_one_trunk(ingredients: Sequence[Ingredient]) -> None:
         if _vocabulary(first) != _vocabulary(other):
             raise MergeError(
                 f"{first.reference} and {other.reference} have different vocabularies: one row of their embeddings "
-                "stands for two different tokens. Merge models of one tokenizer"
+                "stands for two different tokens. Say which tokens the merge shall know (`tokenizer: union` or `base`)"
             )
 
 
 def check_one_label_space(ingredients: Sequence[Ingredient]) -> None:
-    """Refuse models whose heads mean different classes.
+    """Refuse models whose heads mean different classes; the same ones in another order can be brought into one.
 
     Raises:
         MergeError: Names the two models and their classes.
@@ -218,11 +227,9 @@ def check_one_label_space(ingredients: Sequence[Ingredient]) -> None:
     first = ingredients[0]
     for other in ingredients[1:]:
         if other.labels != first.labels:
-            raise MergeError(
-                f"{first.reference} and {other.reference} have different classes ({_listed(first.labels)}; "
-                f"{_listed(other.labels)}), so their heads cannot be merged: keep one a task (`heads: per_task`) or "
-                'merge the trunks alone (`auto_class="AutoModel"`)'
-            )
+            from hf_zoo.labels import label_order
+
+            label_order(str(first.reference), first.labels, str(other.reference), other.labels)
 
 
 def _snapshot(manifest: Manifest, folder: Path, reference: Reference) -> Path:
@@ -263,7 +270,3 @@ def _vocabulary(ingredient: Ingredient) -> Mapping[str, Any] | None:
         return None
     model = json.loads(path.read_text(encoding="utf-8"))["model"]
     return {key: model.get(key) for key in ("type", "vocab", "merges")}
-
-
-def _listed(labels: Sequence[str]) -> str:
-    return ", ".join(labels[:4]) + (f", ... {len(labels)} in all" if len(labels) > 4 else "")

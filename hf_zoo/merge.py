@@ -22,7 +22,7 @@ task, and write a repo that the stock Auto classes load. Made again with the sam
 A `search` in the recipe finds hyper-parameters on the validation splits first; `method=all` compares every method that
 can be tried and makes the best. Both go on where they were interrupted.
 
-  RECIPE            a YAML file, or the name of one in recipes/
+  RECIPE            a YAML file, the name of one in recipes/, or a YAML of mergekit's
   key.path=value    overrides a key: tasks=[sst,mnli], method=greedy_soup, population=org/zoo-bert-tasks,
                     members=[org/a,org/b@epoch-003], base=org/zoo-bert-000, parameters.weights=[2,1],
                     data.sst.path=FOLDER, publish.namespace=org
@@ -36,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from hf_zoo.recipe.loader import load_recipe, parse_arguments
+    from hf_zoo.recipe.loader import parse_arguments
 
     source, overrides, flags = parse_arguments(arguments)
     if "--help" in flags:
         print(HELP)
         return 0
-    recipe = load_recipe(source, MergeRecipe, overrides)
+    recipe = _load(source, overrides)
     from hf_zoo.display import format_table, quieten
     from hf_zoo.merging import plan_merge, results_table, run_merge
 
@@ -66,6 +66,24 @@ def _run(arguments: list[str]) -> int:
     if outcome.url is not None:
         print(f"published: {outcome.url}")
     return 0
+
+
+def _load(source: str, overrides: list[str]) -> MergeRecipe:
+    """Read a merge recipe, or a YAML of mergekit's as one."""
+    from hf_zoo.mergekit import is_mergekit, translate
+    from hf_zoo.recipe.loader import build_recipe, read_recipe
+
+    content, file = read_recipe(source)
+    if is_mergekit(content):
+        from hf_zoo.mergekit_methods import recipe_content
+
+        translated = translate(content, str(file))
+        for note in translated["notes"]:
+            print(f"{file}: {note}", file=sys.stderr)
+        content = {"evaluate": False} | {
+            key: value for key, value in recipe_content(translated, str(file)).items() if value is not None
+        }
+    return build_recipe(content, MergeRecipe, str(file), overrides)
 
 
 def _compare(recipe: MergeRecipe, only_show: bool) -> int:

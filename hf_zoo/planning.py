@@ -20,6 +20,7 @@ from hf_zoo.inputs import MergeInputs
 from hf_zoo.joining import Joined, join, statistics_for, task_reader
 from hf_zoo.methods.base import make_method
 from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Parent
+from hf_zoo.presenting import present
 from hf_zoo.recipe.grid import differences, digest, portable
 from hf_zoo.recipe.schema import MergeRecipe
 from hf_zoo.varying import Merger, fixed_values
@@ -45,6 +46,8 @@ class MergePlan:
         base: The model task vectors are taken against; null where the method needs none.
         heads_apart: Whether each task keeps its own head in a sub-folder, or heads are merged too.
         name: Name of the merge.
+        sources: The models the members are made of, as they were found: the members themselves, unless they are
+            stacked of others' blocks.
     """
 
     recipe: MergeRecipe
@@ -54,6 +57,7 @@ class MergePlan:
     base: Ingredient | None
     heads_apart: bool
     name: str
+    sources: tuple[Ingredient, ...]
 
     @property
     def folder(self) -> Path:
@@ -79,7 +83,7 @@ class MergePlan:
     def parents(self) -> tuple[Parent, ...]:
         """How the manifest names what it was made from."""
         base = () if self.base is None else (self.base.parent("base"),)
-        return tuple(member.parent() for member in self.members) + base
+        return tuple(source.parent() for source in self.sources) + base
 
 
 def plan_merge(recipe: MergeRecipe, others: Sequence[MergeRecipe] = ()) -> MergePlan:
@@ -92,17 +96,19 @@ def plan_merge(recipe: MergeRecipe, others: Sequence[MergeRecipe] = ()) -> Merge
     Raises:
         ZooError: If a task, member, method or hyper-parameter is unknown, or members do not fit together.
     """
-    members = find_members(recipe)
+    sources = find_members(recipe)
+    root = find_base(recipe, sources, any(map(_asks_for_base, (recipe, *others))))
+    heads_apart = _heads_apart(recipe, sources)
+    members, base = present(recipe, sources, root, heads_apart)
     check_one_trunk(members)
-    heads_apart = _heads_apart(recipe, members)
-    base = find_base(recipe, members, any(map(_asks_for_base, (recipe, *others))))
     joined = join(members, heads_apart, base, _dtype(recipe), recipe.extras)
     merger = joined.merger(recipe.method, recipe.parameters, recipe.rules)
     if recipe.base is not None and not merger.uses_base and not others:
         logger.warning("%s does not use a base: %s is left out", recipe.method, recipe.base)
     if not merger.uses_base and not others:
         base, joined = None, replace(joined, base=None)
-    plan = MergePlan(recipe, joined, merger, members, base, heads_apart, recipe.name or _default_name(recipe, members))
+    name = recipe.name or _default_name(recipe, sources)
+    plan = MergePlan(recipe, joined, merger, members, base, heads_apart, name, sources)
     for task in plan.tasks if heads_apart else ():
         task_reader(plan.of_task(task), members[0].trunk)
     return plan

@@ -151,7 +151,7 @@ def portable(recipe: TrainRecipe | MergeRecipe) -> dict[str, Any]:
         *parents, last = path.split(".")
         holder: Any = plain
         for key in parents:
-            holder = holder.get(key, {})
+            holder = holder.get(key) or {}
         if last in holder:
             holder[last] = without_root(holder[last])
     if isinstance(recipe, MergeRecipe):

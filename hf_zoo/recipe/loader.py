@@ -42,6 +42,23 @@ def load_recipe(path: str | Path, recipe_class: type[R], overrides: Sequence[str
     Raises:
         RecipeError: If there is no such file, or anything is wrong in it; it names all of it.
     """
+    content, file = read_recipe(path)
+    changed, mistakes = _apply(content, recipe_class, overrides)
+    return _build(changed, recipe_class, str(file), mistakes)
+
+
+def read_recipe(path: str | Path) -> tuple[Mapping[str, Any], Path]:
+    """Read a recipe's file as plain data.
+
+    Args:
+        path: The file, or the name of a recipe that comes with hf_zoo (`bert_mlm`).
+
+    Returns:
+        What stands in it, and the file.
+
+    Raises:
+        RecipeError: If there is no such file, or it holds no mapping.
+    """
     file = resolve_recipe(path)
     try:
         with file.open(encoding="utf-8") as stream:
@@ -56,8 +73,7 @@ def load_recipe(path: str | Path, recipe_class: type[R], overrides: Sequence[str
         raise RecipeError(
             str(file), ["expected a mapping of recipe keys" + (", the file is empty" if not content else "")]
         )
-    changed, mistakes = _apply(content, recipe_class, overrides)
-    return _build(changed, recipe_class, str(file), mistakes)
+    return content, file
 
 
 def build_recipe(content: Mapping[str, Any], recipe_class: type[R], source: str, overrides: Sequence[str] = ()) -> R:

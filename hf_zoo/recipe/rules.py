@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,7 @@ def _check_merge_members(recipe: MergeRecipe) -> Iterator[tuple[str, str]]:
         yield "members", "name the models, tasks look for them: give one of the two"
     elif recipe.tasks and recipe.population is None:
         yield "population", "is missing: tasks are looked for in a population's folder, or org/name on a Hub"
-    elif not recipe.members and not recipe.tasks:
+    elif not recipe.members and not recipe.tasks and not recipe.slices:
         yield "members", "is missing: name the models to merge, or give a population and tasks"
     for key, value in (("population", recipe.population), ("where", recipe.where)):
         if value and recipe.members and not recipe.tasks:
@@ -331,6 +332,12 @@ def _check_contest(recipe: MergeRecipe) -> Iterator[tuple[str, str]]:
         yield "search", "is over one method, or several that `search.over.method` names: `method: all` searches none"
     if not recipe.evaluate:
         yield "evaluate", "methods are compared by what they score: leave it true"
+
+
+def _check_diagnostics(recipe: MergeRecipe) -> Iterator[tuple[str, str]]:
+    scales = recipe.diagnostics.scales
+    if len(scales) < 2 or any(left >= right for left, right in pairwise(scales)):
+        yield "diagnostics.scales", f"must be two or more ascending numbers, got {list(scales)}"
 
 
 def _check_training_statistics(recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
@@ -404,5 +411,6 @@ MERGE_RULES: Mapping[tuple[str, ...], Rule] = {
     ("data", "tasks"): _check_merge_data,
     ("method",): _check_method,
     ("search", "rules"): check_search,
+    ("diagnostics.scales",): _check_diagnostics,
     ("method", "parameters", "rules", "search", "joint", "evaluate"): _check_contest,
 }

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from hf_zoo.recipe.diagnostics import DiagnosticsSpec
+from hf_zoo.recipe.forms import SliceSpec, VocabularySpec
 from hf_zoo.recipe.search import SearchSpec
 from hf_zoo.recipe.statistics import StatisticsSpec
 
@@ -393,6 +395,9 @@ class MergeRecipe:
         extras: Tensors only some members have: `refuse` them, `keep` their mean over those that have them, or `drop`.
         lineage: When members do not seem to come from one model: `warn` with numbers, `refuse`, or `ignore` it.
         base: The model all members were trained from; null takes it from their manifests.
+        slices: Blocks the model is stacked of, from the first to the last; empty merges the members block by block.
+        stack: Which blocks `slices` speaks of, by the config's number that counts them; null where there is one kind.
+        tokenizer: Which tokens the merge knows where the members' differ: `same`, `base`, `union` or a member.
         heads: `per_task` keeps each task's head in a sub-folder, `merge` averages heads of one label space; null
             decides by the tasks.
         dtype: Type of the written weights; null keeps the members'.
@@ -402,11 +407,14 @@ class MergeRecipe:
         max_shard_size: Largest weights file, in gigabytes.
         data: Task -> the data to evaluate it on; tasks not named are evaluated on their members' own data.
         evaluate: Evaluate the merge and its parents on every task.
+        ensembles: With `evaluate`, also measure the ensembles of each task's members: mean logits, mean probabilities
+            and majority vote. It costs one more pass of every member.
         eval_batch_size: Samples an evaluation pass.
         num_eval: Use only this many samples of each split.
         seed: Seed of methods that draw.
         search: Hyper-parameters to find by the validation splits before the merge is made; null for none.
         joint: With `method: all`, a model trained on all tasks, to compare with.
+        diagnostics: What is measured of the merge beside its scores.
         publish: How the merge appears on a Hub.
     """
 
@@ -423,6 +431,9 @@ class MergeRecipe:
     extras: Literal["refuse", "keep", "drop"] = "refuse"
     lineage: Literal["warn", "refuse", "ignore"] = "warn"
     base: str | None = None
+    slices: tuple[SliceSpec, ...] = ()
+    stack: str | None = None
+    tokenizer: VocabularySpec | None = None
     heads: Literal["per_task", "merge"] | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     compute_dtype: Literal["float32", "float64"] = "float32"
@@ -431,9 +442,11 @@ class MergeRecipe:
     max_shard_size: float = 50.0
     data: dict[str, DataSpec] = field(default_factory=dict)
     evaluate: bool = True
+    ensembles: bool = False
     eval_batch_size: int = 64
     num_eval: int | None = None
     seed: int = 0
     search: SearchSpec | None = None
     joint: str | None = None
+    diagnostics: DiagnosticsSpec = field(default_factory=DiagnosticsSpec)
     publish: PublishSpec = field(default_factory=PublishSpec)
