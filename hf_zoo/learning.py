@@ -118,17 +118,21 @@ class Mixture:
         values = coefficients_GK.detach().cpu().double().expand(len(self.names), -1).tolist()
         return {name: tuple(own) for names, own in zip(self.names, values, strict=True) for name in names}
 
-    def step(self, coefficients_GK: Tensor, batches: Sequence[Mapping[str, Tensor]], objective: Objective) -> Tensor:
-        """Return an objective of one batch of every task, (T,).
+    def backward(self, coefficients_GK: Tensor, batches: Sequence[Mapping[str, Tensor]], objective: Objective) -> None:
+        """Add the gradient of the sum of all tasks' objectives, each on one batch, to the coefficients' own.
 
         Args:
-            coefficients_GK: (G, K) or (1, K).
+            coefficients_GK: (G, K) or (1, K), with a graph to what is learned.
             batches: A batch a task.
             objective: Returns a scalar of a trial, its logits and its batch.
         """
-        tensors = self.tensors(coefficients_GK)
-        together = zip(self.trials, self.networks, batches, strict=True)
-        return torch.stack([objective(trial, network(tensors, batch), batch) for trial, network, batch in together])
+        mixed = self.tensors(coefficients_GK)
+        # The graph is cut at the weights, so that the activations of one task are held at a time.
+        cut = {name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in mixed.items()}
+        for trial, network, batch in zip(self.trials, self.networks, batches, strict=True):
+            objective(trial, network(cut, batch), batch).backward()
+        reached = [name for name, tensor in cut.items() if tensor.grad is not None]
+        torch.autograd.backward([mixed[name] for name in reached], [cut[name].grad for name in reached])
 
     @torch.no_grad()
     def evaluate(self, coefficients_GK: Tensor, batch_size: int, objective: Objective) -> Tensor:

@@ -133,7 +133,7 @@ class AdaMerging(ElementwiseMethod):
         before = mixture.evaluate(self._inside(raw_GK), self.batch_size, _entropy)
         for _ in range(self.num_steps):
             optimizer.zero_grad()
-            mixture.step(self._inside(raw_GK), next(batches), _entropy).sum().backward()
+            mixture.backward(self._inside(raw_GK), next(batches), _entropy)
             optimizer.step()
         after = mixture.evaluate(self._inside(raw_GK), self.batch_size, _entropy)
         check_learned(torch.cat([before, after]), "adamerging")

@@ -100,7 +100,7 @@ class LearnedSoup(ElementwiseMethod):
         batches = draw_batches(inputs, self.batch_size, "learned_soup")
         for _ in range(self.num_epochs * num_batches(inputs, self.batch_size)):
             optimizer.zero_grad()
-            mixture.step(raw_GK.softmax(1), next(batches), loss).sum().backward()
+            mixture.backward(raw_GK.softmax(1), next(batches), loss)
             optimizer.step()
         after = mixture.evaluate(raw_GK.softmax(1), self.batch_size, loss)
         check_learned(torch.cat([before, after]), "learned_soup")
