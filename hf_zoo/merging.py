@@ -105,6 +105,11 @@ def _make(plan: MergePlan, found: Found | None = None) -> Manifest:
     trials = open_trials(plan) if recipe.evaluate or needs & {Need.SCORE, Need.DATA} else []
     inputs = inputs_of(plan, trials)
     plan.merger.check(inputs)
+    wanted = recipe.diagnostics.wanted(recipe.evaluate, plan.base is not None)
+    if wanted:
+        from hf_zoo.analysis import diagnostics
+
+        diagnostics.check(plan, wanted)
     _check_lineage(plan, inputs)
     _require_space(plan, inputs)
     if found is not None:
@@ -120,6 +125,8 @@ def _make(plan: MergePlan, found: Found | None = None) -> Manifest:
         if recipe.evaluate:
             results = _measure(plan, trials, readers)
             manifest = manifest.replace(results=results, metrics=_mean_metrics(results, plan.name))
+        if wanted:
+            manifest = manifest.replace(diagnostics=diagnostics.diagnose(plan, inputs, trials, folder, wanted))
         manifest.write(folder)
         from hf_zoo.hub.cards import write_card
 
@@ -217,6 +224,10 @@ def _measure(
         for member in trial.members:
             logger.info("measuring %s on %s", member.label, trial.task)
             records.append({"task": trial.task, "model": member.label, **trial.measure(member.reader)})
+        if plan.recipe.ensembles:
+            from hf_zoo.ensembles import measure_ensembles
+
+            records += measure_ensembles(trial)
         logger.info("measuring the merge on %s", trial.task)
         records.append({"task": trial.task, "model": plan.name, **trial.measure(merged[trial.task])})
     return tuple(records)

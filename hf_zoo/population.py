@@ -95,6 +95,7 @@ class Manifest:
         dataset: `path`, `name`, `revision`, `labels`, and the number of samples of each split.
         loading: What was taken from the parent and what was replaced.
         method: For a merge: `name`, `parameters`, `title`, `paper`, `url`.
+        diagnostics: For a merge, what was measured of it beside its scores: kind -> tables.
         auto_class: The Auto class that loads it (`AutoModelForMaskedLM`).
         architecture: The class it loads as (`BertForMaskedLM`).
         model_type: Its config's model type.
@@ -126,6 +127,7 @@ class Manifest:
     dataset: dict[str, Any] = field(default_factory=dict)
     loading: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
     auto_class: str | None = None
     architecture: str | None = None
     model_type: str | None = None
@@ -169,7 +171,7 @@ class Manifest:
             )
         known = {f.name for f in dataclasses.fields(cls)}
         values = {key: value for key, value in content.items() if key in known}
-        mappings = ("factors", "recipe", "metrics", "dataset", "loading", "method", "versions")
+        mappings = ("factors", "recipe", "metrics", "dataset", "loading", "method", "diagnostics", "versions")
         if wrong := [key for key in mappings if not isinstance(values.get(key, {}), dict)]:
             raise PopulationError(f"{source}: {MANIFEST_FILE} is not a manifest of hf_zoo: `{wrong[0]}` is no mapping")
         try:

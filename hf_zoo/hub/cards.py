@@ -17,6 +17,7 @@ from urllib.parse import quote
 import yaml
 
 from hf_zoo.files import json_text, write_bytes, write_text
+from hf_zoo.hub import diagnostics
 from hf_zoo.hub.figures import draw_learning_curve, main_metric, shows
 from hf_zoo.hub.markdown import code, fence, link, number, one_line, sentence, table
 from hf_zoo.hub.metadata import SPLITS, metadata_yaml
@@ -131,6 +132,10 @@ def write_card(folder: Path, repo: str | None = None, manifest: Manifest | None 
     picture = folder / PICTURE_FILE
     if has_picture(manifest) and not (picture.is_file() and shows(picture.read_bytes(), manifest.results)):
         write_bytes(picture, draw_learning_curve(manifest.results))
+    for section in diagnostics.sections_of(manifest.diagnostics) if manifest.kind == "merge" else ():
+        picture, shown = folder / section.picture, section.own(manifest.diagnostics)
+        if not (picture.is_file() and shows(picture.read_bytes(), shown)):
+            write_bytes(picture, section.draw(shown))
 
 
 def has_picture(manifest: Manifest) -> bool:
@@ -201,6 +206,7 @@ def _merge_values(manifest: Manifest, repo: str) -> dict[str, Any]:
         "parameters": _pairs("Parameter", "Value", method.get("parameters") or {}),
         "results": results,
         "results_caption": caption,
+        "diagnostics": diagnostics.render(manifest.diagnostics),
     }
 
 

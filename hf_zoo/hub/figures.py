@@ -1,4 +1,4 @@
-"""The picture on a card: the learning curve of one member, with the same bytes for the same results."""
+"""The pictures on a card, with the same bytes for the same results: here the learning curve of one member."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import io
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_zoo.hub.metadata import SPLITS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLORS = {"train": "#0072b2", "validation": "#d55e00", "test": "#009e73"}  # told apart by colour-blind readers too
 _MARKERS = {"train": "o", "validation": "s", "test": "^"}
@@ -34,22 +35,40 @@ def draw_learning_curve(results: Sequence[dict[str, Any]]) -> bytes:
     Returns:
         A PNG without date or software version; `shows` tells whether a PNG was drawn from given results.
     """
+    metrics = _plotted(results)
+
+    def draw(figure: Figure) -> None:
+        for axes, metric in zip(figure.subplots(1, max(1, len(metrics)), squeeze=False)[0], metrics, strict=False):
+            _draw(axes, results, metric)
+
+    return to_png((4.4 * max(1, len(metrics)), 3.2), draw, list(results))
+
+
+def to_png(size: tuple[float, float], draw: Callable[[Figure], None], shown: Any) -> bytes:
+    """Draw a picture whose bytes depend on what it shows alone.
+
+    Args:
+        size: Width and height in inches.
+        draw: Draws onto the figure, in matplotlib's own style.
+        shown: What the picture shows, as JSON can hold it; `shows` compares with it.
+
+    Returns:
+        A PNG without date or software version.
+    """
     from matplotlib import rc_context, rcParamsDefault
     from matplotlib.figure import Figure
 
-    metrics = _plotted(results)
     with _DRAWING, rc_context(rcParamsDefault):
-        figure = Figure(figsize=(4.4 * max(1, len(metrics)), 3.2), dpi=120, layout="constrained")
-        for axes, metric in zip(figure.subplots(1, max(1, len(metrics)), squeeze=False)[0], metrics, strict=False):
-            _draw(axes, results, metric)
+        figure = Figure(figsize=size, dpi=120, layout="constrained")
+        draw(figure)
         target = io.BytesIO()
-        figure.savefig(target, format="png", metadata={"Software": None, _KEYWORD: _digest(results)})
+        figure.savefig(target, format="png", metadata={"Software": None, _KEYWORD: _digest(shown)})
     return target.getvalue()
 
 
-def shows(picture: bytes, results: Sequence[dict[str, Any]]) -> bool:
-    """Whether a PNG of `draw_learning_curve` was drawn from these results."""
-    return f"{_KEYWORD}\0{_digest(results)}".encode() in picture
+def shows(picture: bytes, shown: Any) -> bool:
+    """Whether a PNG of `to_png` was drawn from this."""
+    return f"{_KEYWORD}\0{_digest(shown)}".encode() in picture
 
 
 def main_metric(results: Sequence[dict[str, Any]]) -> str | None:
@@ -61,8 +80,15 @@ def main_metric(results: Sequence[dict[str, Any]]) -> str | None:
     return min(present - {"loss"}, default=None)
 
 
-def _digest(results: Sequence[dict[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps(list(results), sort_keys=True).encode()).hexdigest()
+def tidy(axes: Axes, title: str) -> None:
+    """Give axes the look the pictures share: a small title, a light grid, no box."""
+    axes.set_title(title, fontsize=11)
+    axes.grid(color="#d9d9d9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _digest(shown: Any) -> str:
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
 def _plotted(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -90,7 +116,5 @@ def _draw(axes: Axes, results: Sequence[dict[str, Any]], metric: str) -> None:
         axes.plot(x, y, color=_COLORS[split], marker=marker, markersize=3.5, linewidth=1.6, label=split)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(metric.replace("_", " "), fontsize=11)
-    axes.grid(color="#d9d9d9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes, metric.replace("_", " "))
     axes.legend(frameon=False, fontsize=8)

@@ -84,6 +84,9 @@ RANGES = {
     **{f"statistics.{key}": interval for key, interval in STATISTICS_RANGES.items()},
     "statistics.seed": NOT_NEGATIVE,
     **STATISTICS_RANGES,
+    "diagnostics.scales": POSITIVE,
+    "diagnostics.max_examples": COUNT,
+    "diagnostics.batch_size": COUNT,
     "eval_batch_size": COUNT,
     "num_eval": COUNT,
 }

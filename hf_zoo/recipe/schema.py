@@ -398,8 +398,7 @@ class MergeRecipe:
         slices: Blocks the model is stacked of, from the first to the last; empty merges the members block by block.
         stack: Which blocks `slices` speaks of, by the config's number that counts them; null where there is one kind.
         tokenizer: Which tokens the merge knows where the members' differ: `same`, `base`, `union` or a member.
-        heads: `per_task` keeps each task's head in a sub-folder, `merge` averages heads of one label space; null
-            decides by the tasks.
+        heads: `per_task` keeps each in a sub-folder, `merge` averages those of one label space; null decides by tasks.
         dtype: Type of the written weights; null keeps the members'.
         compute_dtype: Type to compute in.
         device: Where to compute: `cpu`, `cuda`, `cuda:1`.
@@ -407,8 +406,7 @@ class MergeRecipe:
         max_shard_size: Largest weights file, in gigabytes.
         data: Task -> the data to evaluate it on; tasks not named are evaluated on their members' own data.
         evaluate: Evaluate the merge and its parents on every task.
-        ensembles: With `evaluate`, also measure the ensembles of each task's members: mean logits, mean probabilities
-            and majority vote. It costs one more pass of every member.
+        ensembles: With `evaluate`, also measure the ensembles of each task's members, at one more pass of them.
         eval_batch_size: Samples an evaluation pass.
         num_eval: Use only this many samples of each split.
         seed: Seed of methods that draw.
