@@ -44,7 +44,29 @@ JOBS = {
     "bert-fp32": ("bert", "float32", list(METHODS)),
     "bert-bf16": ("bert", "bfloat16", list(METHODS)),
     "llama-1.2b": ("llama", "bfloat16", ["linear"]),
+    "zoo-64": ("zoo", "float32", ["linear"]),
 }
+NUM_ZOO = 64
+LOAD_ALL = """
+import sys
+import torch
+from transformers import AutoModelForSequenceClassification
+*members, output = sys.argv[1:]
+models = [AutoModelForSequenceClassification.from_pretrained(member) for member in members]
+states = [model.state_dict() for model in models]
+soup = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+models[0].load_state_dict(soup)
+models[0].save_pretrained(output)
+"""
+LOAD_FILES = """
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+*members, output = sys.argv[1:]
+states = [load_file(member + "/model.safetensors") for member in members]
+soup = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+save_file(soup, output + ".safetensors", metadata={"format": "pt"})
+"""
 FLOOR = """
 import sys
 buffer = bytearray(1 << 20)
@@ -64,7 +86,9 @@ with open(output, "wb", buffering=0) as file:
 
 def make_models(work: Path, kind: str, dtype: str) -> list[Path]:
     """Make a base and three members near it, with random weights, or find them made."""
-    folders = [work / f"{kind}-{dtype}" / name for name in ("base", "member-1", "member-2", "member-3")]
+    count = NUM_ZOO if kind == "zoo" else 3
+    names = ["base", *(f"member-{place}" for place in range(1, count + 1))]
+    folders = [work / f"{kind}-{dtype}" / name for name in names]
     if all((folder / "config.json").is_file() for folder in folders):
         return folders
     import torch
@@ -72,6 +96,12 @@ def make_models(work: Path, kind: str, dtype: str) -> list[Path]:
 
     if kind == "bert":
         config, model_class = transformers.BertConfig(), transformers.BertForSequenceClassification
+    elif kind == "zoo":  # 20 MB
+        small = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+        config, model_class = (
+            transformers.BertConfig(vocab_size=6500, **small),
+            transformers.BertForSequenceClassification,
+        )
     else:
         config = transformers.LlamaConfig(
             vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
@@ -129,7 +159,11 @@ def contenders(work: Path, folders: list[Path], method: str, mergekit: str | Non
         "import torch": [sys.executable, "-c", "import torch"],
         "hf_zoo": [sys.executable, "-m", "hf_zoo.merge", str(work / "ours.yaml")],
     }
-    if mergekit is not None:
+    if len(merged) > 3:
+        paths = [str(path) for path in merged]
+        commands["load all models"] = [sys.executable, "-c", LOAD_ALL, *paths, str(work / "out" / "all")]
+        commands["load all files"] = [sys.executable, "-c", LOAD_FILES, *paths, str(work / "out" / "all")]
+    elif mergekit is not None:
         commands["mergekit"] = [mergekit, str(work / "theirs.yaml"), str(work / "out" / "theirs")]
     return commands
 
@@ -166,7 +200,7 @@ def main() -> None:
     for method in options.methods or methods:
         found = compare(work, contenders(work, folders, method, options.mergekit), options.rounds)
         floor, torch_alone, ours = found["floor"], found["import torch"], found["hf_zoo"]
-        theirs = found.get("mergekit")
+        theirs = found.get("mergekit") or found.get("load all models")
         print(
             f"| {method} | {floor[0]:.2f} | {torch_alone[0]:.2f} | {ours[0]:.2f} (processor {ours[1]:.2f}) | "
             + (f"{theirs[0]:.2f} | {ours[0] / theirs[0]:.3f} | " if theirs else "- | - | ")
@@ -174,6 +208,10 @@ def main() -> None:
             + (f"{theirs[2] - torch_alone[2]:.0f} |" if theirs else "- |"),
             flush=True,
         )
+        if "load all files" in found:
+            print(
+                f"load all files: {found['load all files'][0]:.2f} s, {found['load all files'][2] - torch_alone[2]:.0f} MB"
+            )
 
 
 if __name__ == "__main__":

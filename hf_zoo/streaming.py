@@ -94,7 +94,7 @@ def run_works(works: Callable[[], Iterable[Work]], put: Put, num_threads: int | 
     """
     count = num_threads or num_cores()
     _keep_freed_memory()
-    with _one_thread_an_operation():
+    with one_thread_an_operation():
         # The largest first: at the end no thread waits for another's long work.
         ordered = sorted(works(), key=lambda work: -work.size)
         if count == 1 or len(ordered) == 1:
@@ -125,7 +125,7 @@ def _keep_freed_memory() -> None:
 
 
 @contextmanager
-def _one_thread_an_operation() -> Generator[None, None, None]:
+def one_thread_an_operation() -> Generator[None, None, None]:
     """Keep torch from dividing an operation: sums would depend on the number of threads, and parts on each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
