@@ -136,7 +136,7 @@ def _applicable(recipe: MergeRecipe, bench: Bench, baseless: str | None) -> tupl
             bench.check(_recipe_of(recipe, method))
         except MergeError as error:
             in_need = baseless is not None and Need.BASE in get_method(method).needs
-            reasons[method] = f"its base is not known: {baseless}" if in_need else str(error)
+            reasons[method] = f"its base is not known: {baseless}" if in_need else bench.tell(error)
         else:
             methods.append(method)
     return methods, reasons
@@ -144,14 +144,13 @@ def _applicable(recipe: MergeRecipe, bench: Bench, baseless: str | None) -> tupl
 
 def _measured(bench: Bench, recipe: MergeRecipe) -> dict[str, Any]:
     try:
-        tensors, _ = bench.merge(recipe)
-        merged = CheckpointReader.of(tensors, recipe.method)
+        merged = CheckpointReader.of(bench.merge(recipe), recipe.method)
         results = {}
         for trial in bench.trials:
             reader = task_reader(trial.members, merged) if bench.plan.heads_apart else merged
             results[trial.task] = trial.measure(reader)
     except ZooError as error:  # one method that cannot be finished does not end the comparison, and is told
-        return {"kind": "method", "name": recipe.method, "failed": str(error)}
+        return {"kind": "method", "name": recipe.method, "failed": bench.tell(error)}
     line = {"kind": "method", "name": recipe.method, "parameters": recipe.parameters, "results": results}
     score = _score(results)
     if not math.isfinite(score):

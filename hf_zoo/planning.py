@@ -22,6 +22,7 @@ from hf_zoo.methods.base import make_method
 from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Parent
 from hf_zoo.presenting import present
 from hf_zoo.recipe.grid import differences, digest, portable
+from hf_zoo.recipe.rules import EVERY_METHOD
 from hf_zoo.recipe.schema import MergeRecipe
 from hf_zoo.varying import Merger, fixed_values
 
@@ -96,6 +97,8 @@ def plan_merge(recipe: MergeRecipe, others: Sequence[MergeRecipe] = ()) -> Merge
     Raises:
         ZooError: If a task, member, method or hyper-parameter is unknown, or members do not fit together.
     """
+    if recipe.method == EVERY_METHOD:
+        raise MergeError("`method: all` compares methods: use `hf-zoo merge`, or hf_zoo.contest.run_contest")
     sources = find_members(recipe)
     root = find_base(recipe, sources, any(map(_asks_for_base, (recipe, *others))))
     heads_apart = _heads_apart(recipe, sources)

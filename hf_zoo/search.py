@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from hf_zoo.sampling import Sampling, Space, sample
 from hf_zoo.streaming import merge_in_memory
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hf_zoo.trials import Trial
 
 logger = logging.getLogger(__name__)
@@ -106,19 +109,14 @@ class Bench:
         plan.merger.check(inputs_of(plan, self.trials))
         return plan
 
-    def merge(self, recipe: MergeRecipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    def merge(self, recipe: MergeRecipe) -> dict[str, Tensor]:
         """Merge a candidate in memory.
-
-        Returns:
-            Its tensors, and what its method reports.
 
         Raises:
             ZooError: If it cannot be made.
         """
         plan = self.plan.of(recipe)
-        inputs = inputs_of(plan, self.trials)
-        tensors = merge_in_memory(plan.merger, inputs, num_threads=recipe.num_threads)
-        return tensors, inputs.report
+        return merge_in_memory(plan.merger, inputs_of(plan, self.trials), num_threads=recipe.num_threads)
 
     def score(self, recipe: MergeRecipe) -> dict[str, float]:
         """Return task -> validation score of a candidate.
@@ -128,11 +126,20 @@ class Bench:
         """
         from hf_zoo.trials import task_scores
 
-        scores = task_scores(self.trials, self.plan.heads_apart, self.merge(recipe)[0])
+        scores = task_scores(self.trials, self.plan.heads_apart, self.merge(recipe))
         wrong = [task for task, score in scores.items() if not math.isfinite(score)]
         if wrong:
             raise MergeError(f"the candidate has no finite score on {', '.join(wrong)}")
         return scores
+
+    def tell(self, error: ZooError) -> str:
+        """Return what an error says with models called by their names: tables may be published, paths are not."""
+        text = str(error)
+        models = [*self.plan.members, *self.plan.sources, *([] if self.plan.base is None else [self.plan.base])]
+        for model in sorted(models, key=lambda model: -len(str(model.reference))):
+            whole = rf"(?<![\w/]){re.escape(str(model.reference))}(?!\w)"
+            text = re.sub(whole, model.label.replace("\\", r"\\"), text)
+        return text
 
 
 def search(recipe: MergeRecipe) -> Found:
@@ -269,7 +276,7 @@ def _measured(bench: Bench, recipe: MergeRecipe, values: Mapping[str, Any]) -> d
     try:
         scores = bench.score(candidate_recipe(recipe, values))
     except ZooError as error:  # one combination that cannot be made does not end a search, and stands in its table
-        return {"failed": str(error)}
+        return {"failed": bench.tell(error)}
     return {"score": sum(scores.values()) / len(scores), "scores": scores}
 
 

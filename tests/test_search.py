@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hf_zoo.candidates import CandidateTable
 from hf_zoo.data.texts import train_tokenizer
@@ -274,9 +274,16 @@ def test_a_candidate_that_cannot_be_made_stands_in_the_table_with_its_reason(zoo
     assert "weights must be finite and their sum above 0, got [-0.5, -0.5]" in found.records[0]["failed"]
     assert found.report["of them failed"] == 1
     assert found.best == found.records[3]
-    (zoo / "data" / "validation.csv").write_text("text,label\n")  # nothing can be measured: nothing could be made
-    with pytest.raises(DataError, match="is empty"):
-        search(recipe_of(zoo, over, method="average", base=None, name="other"))
+
+
+def test_where_no_candidate_can_be_made_the_first_reason_is_told(zoo):
+    tensors = load_file(zoo / "up" / "model.safetensors")
+    tensors["classifier.bias"][0] = float("nan")
+    save_file(tensors, zoo / "up" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        MergeError, match=r"none of 2 candidates could be made: .*'classifier.bias'.* holds 1 NaN of 2"
+    ):
+        search(recipe_of(zoo, {"parameters.scale": [0.25, 0.5]}))
 
 
 def test_without_a_validation_split_nothing_is_chosen(zoo):
