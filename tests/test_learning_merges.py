@@ -109,3 +109,14 @@ def test_without_validation_data_it_is_refused_before_anything_is_written(popula
     with pytest.raises(MergeError, match="sst: its data has no validation split to choose by"):
         run_merge(soup_recipe(population, data=data))
     assert not list((population.parent / "merges").glob("*"))
+
+
+def test_ensembles_of_a_tasks_members_are_rows_of_the_results(population):
+    manifest = run_merge(soup_recipe(population, method="average", ensembles=True)).manifest
+    models = [record["model"] for record in manifest.results]
+    kinds = ("mean logits", "mean probabilities", "majority vote")
+    assert models == ["zoo-000", "zoo-001", *(f"ensemble ({kind})" for kind in kinds), "soup"]
+    assert all({"validation_accuracy", "test_accuracy"} <= set(record) for record in manifest.results)
+    assert "ensemble (mean logits)" in (population.parent / "merges" / "soup" / "README.md").read_text()
+    apart = run_merge(test_merging.merge_recipe(population, ensembles=True)).manifest
+    assert not [record for record in apart.results if "ensemble" in record["model"]]  # one member a task
