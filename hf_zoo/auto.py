@@ -16,6 +16,7 @@ from hf_zoo.errors import MergeError, ModelError, PopulationError, nearest
 from hf_zoo.ingredients import Ingredient, open_ingredient
 from hf_zoo.joining import join, statistics_for, task_reader
 from hf_zoo.population import MANIFEST_FILE, Manifest, Parent, Reference
+from hf_zoo.presenting import keeps_tokens, present
 from hf_zoo.recipe.binding import bind
 from hf_zoo.recipe.schema import MergeRecipe
 from hf_zoo.structure import class_of
@@ -167,15 +168,20 @@ def _remake(
 ) -> PreTrainedModel:
     """Make a merge again from the commits its manifest names."""
     named = [(parent, _pinned(text, parent)) for parent in manifest.parents]
-    members = [ingredient for parent, ingredient in named if parent.role == "member"]
+    members = tuple(ingredient for parent, ingredient in named if parent.role == "member")
     base = next((ingredient for parent, ingredient in named if parent.role == "base"), None)
     recipe = bind({key: value for key, value in manifest.recipe.items() if key != "data"}, MergeRecipe, text, "recipe")
     name, parameters, rules = recipe.method, recipe.parameters, recipe.rules
     chosen = (manifest.method.get("report") or {}).get("places")
     if chosen is not None:  # the choice was made on data; what was chosen is known
-        members = [members[place] for place in chosen]
+        members = tuple(members[place] for place in chosen)
         name, parameters = "average", {}
     heads_apart = manifest.auto_class == "AutoModel" and bool(manifest.tasks)
+    if recipe.slices or (recipe.tokenizer is not None and not keeps_tokens(recipe.tokenizer)):
+        raise PopulationError(
+            f"{text}: made of blocks or tokens of several models: it can be loaded only with its weights"
+        )
+    members, base = present(dataclasses.replace(recipe, tokenizer=None), members, base, heads_apart)
     trunk_alone = heads_apart or auto_class == "AutoModel"
     joined = join(members, trunk_alone, base, dtype or _dtype(recipe.dtype), recipe.extras)
     merger = joined.merger(name, parameters, rules, f"{text}: {MANIFEST_FILE}")

@@ -39,6 +39,7 @@ class Ingredient:
         tensors: Its weights where they are shown under another form than the files have; null for the files' own.
         origin: Where the files of its weights lie, if not in its folder.
         scratch: What keeps a folder made for it as long as it is used.
+        measured: Kind -> its statistics, under the form its weights are shown in; null for the files' own.
     """
 
     reference: Reference
@@ -48,6 +49,7 @@ class Ingredient:
     tensors: CheckpointReader | None = None
     origin: Path | None = None
     scratch: TemporaryDirectory[str] | None = None
+    measured: Mapping[str, CheckpointReader] | None = None
 
     @cached_property
     def reader(self) -> CheckpointReader:
@@ -77,6 +79,8 @@ class Ingredient:
         Args:
             kind: `fisher` or `gram`.
         """
+        if self.measured is not None:
+            return self.measured.get(kind)
         path = (self.origin or self.folder) / STATISTICS_FOLDER / f"{kind}.safetensors"
         return CheckpointReader.of_file(path, f"{self.reference}: {kind}") if path.is_file() else None
 
@@ -106,7 +110,9 @@ class Ingredient:
         """`org/name` on a Hub, else the member's or folder's name: never a path."""
         if self.commit is not None:
             return self.reference.where
-        return self.manifest.name if self.manifest is not None else self.folder.resolve().name
+        if self.manifest is not None:
+            return self.manifest.name
+        return (self.origin or self.folder).resolve().name if self.reference.is_local else self.reference.where
 
     @property
     def label(self) -> str:

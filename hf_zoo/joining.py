@@ -173,6 +173,11 @@ def task_reader(members: Sequence[Ingredient], trunk: CheckpointReader) -> Check
 
 def _statistics(ingredient: Ingredient, kind: str, trunk_alone: bool) -> CheckpointReader:
     reader = ingredient.statistics(kind)
+    if reader is None and ingredient.measured is not None:
+        raise MergeError(
+            f"{ingredient.reference} is stacked of several models' blocks: {kind} statistics were taken of other "
+            "networks than this one. Use a method without them, or merge whole models"
+        )
     if reader is None:
         raise MergeError(
             f"{ingredient.reference} has no {kind} statistics ({STATISTICS_FOLDER}/{kind}.safetensors): make them "

@@ -20,7 +20,7 @@ def recipe_content(translated: Mapping[str, Any], source: str = "mergekit") -> d
 
     Returns:
         `members`, `base`, `method`, `parameters`, `dtype` and `compute_dtype` of a merge recipe; `slices` and
-        `tokenizer` as they are.
+        `tokenizer` as they are, the chat template with the latter.
 
     Raises:
         RecipeError: If nothing here gives mergekit's numbers; says what to change.
@@ -38,8 +38,15 @@ def recipe_content(translated: Mapping[str, Any], source: str = "mergekit") -> d
         "dtype": translated["out_dtype"],
         "compute_dtype": "float64" if translated["dtype"] == "float64" else "float32",
         "slices": translated["slices"],
-        "tokenizer": translated["tokenizer"],
+        "tokenizer": _tokenizer(translated),
     }
+
+
+def _tokenizer(translated: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    template = translated["chat_template"]
+    if template is None:
+        return translated["tokenizer"]
+    return {**(translated["tokenizer"] or {"source": "same"}), "chat_template": template}
 
 
 def _linear(values: Values, has_base: bool, mistakes: list[str]) -> tuple[str, Values]:

@@ -20,7 +20,7 @@ from hf_zoo.inputs import MergeInputs
 from hf_zoo.joining import Joined, join, statistics_for, task_reader
 from hf_zoo.methods.base import make_method
 from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Parent
-from hf_zoo.presenting import present
+from hf_zoo.presenting import heads_of, owner_of_tokens, present
 from hf_zoo.recipe.grid import differences, digest, portable
 from hf_zoo.recipe.rules import EVERY_METHOD
 from hf_zoo.recipe.schema import MergeRecipe
@@ -49,6 +49,8 @@ class MergePlan:
         name: Name of the merge.
         sources: The models the members are made of, as they were found: the members themselves, unless they are
             stacked of others' blocks.
+        root: The base as it was found; null where none was looked for.
+        owner_of_tokens: A model that is no member and gives tokens and their rows; null for none.
     """
 
     recipe: MergeRecipe
@@ -59,6 +61,8 @@ class MergePlan:
     heads_apart: bool
     name: str
     sources: tuple[Ingredient, ...]
+    root: Ingredient | None = None
+    owner_of_tokens: Ingredient | None = None
 
     @property
     def folder(self) -> Path:
@@ -83,8 +87,8 @@ class MergePlan:
     @cached_property
     def parents(self) -> tuple[Parent, ...]:
         """How the manifest names what it was made from."""
-        base = () if self.base is None else (self.base.parent("base"),)
-        return tuple(source.parent() for source in self.sources) + base
+        base = self.owner_of_tokens if self.base is None else self.root
+        return (*(source.parent() for source in self.sources), *(() if base is None else (base.parent("base"),)))
 
 
 def plan_merge(recipe: MergeRecipe, others: Sequence[MergeRecipe] = ()) -> MergePlan:
@@ -102,16 +106,19 @@ def plan_merge(recipe: MergeRecipe, others: Sequence[MergeRecipe] = ()) -> Merge
     sources = find_members(recipe)
     root = find_base(recipe, sources, any(map(_asks_for_base, (recipe, *others))))
     heads_apart = _heads_apart(recipe, sources)
+    if recipe.slices and recipe.tokenizer is None:  # the stacks show the first one's tokenizer alone
+        check_one_trunk([*sources, *([] if root is None else [root])])
     members, base = present(recipe, sources, root, heads_apart)
     check_one_trunk(members)
     joined = join(members, heads_apart, base, _dtype(recipe), recipe.extras)
     merger = joined.merger(recipe.method, recipe.parameters, recipe.rules)
-    if recipe.base is not None and not merger.uses_base and not others:
+    owner = owner_of_tokens(recipe, sources, root)
+    if recipe.base is not None and not merger.uses_base and not others and owner is None:
         logger.warning("%s does not use a base: %s is left out", recipe.method, recipe.base)
     if not merger.uses_base and not others:
         base, joined = None, replace(joined, base=None)
     name = recipe.name or _default_name(recipe, sources)
-    plan = MergePlan(recipe, joined, merger, members, base, heads_apart, name, sources)
+    plan = MergePlan(recipe, joined, merger, members, base, heads_apart, name, sources, root, owner)
     for task in plan.tasks if heads_apart else ():
         task_reader(plan.of_task(task), members[0].trunk)
     return plan
@@ -183,8 +190,11 @@ def inputs_of(plan: MergePlan, trials: Sequence[Trial]) -> MergeInputs:
 
 
 def _heads_apart(recipe: MergeRecipe, members: Sequence[Ingredient]) -> bool:
+    members = heads_of(recipe, members)
     tasks = {member.task for member in members}
-    apart = len(tasks) > 1 if recipe.heads is None else recipe.heads == "per_task"
+    if recipe.slices and recipe.heads == "per_task":
+        raise MergeError("heads: per_task: a model stacked of several has the head of its last slice: set `merge`")
+    apart = not recipe.slices and len(tasks) > 1 if recipe.heads is None else recipe.heads == "per_task"
     if not apart:
         check_one_label_space(members)
         return False

@@ -44,6 +44,8 @@ class VocabularySpec:
         base: A model whose rows and special tokens come first, where the method itself has no base.
         tokens: Token -> `{source: ..., force: true}`, as in mergekit.
         pad_to_multiple_of: Round the number of rows up.
+        chat_template: The template of chats (Jinja) the merge's tokenizer gets; `auto` takes the one most models have,
+            null keeps the tokenizer's own.
     """
 
     SHORTHAND: ClassVar[str] = "source"
@@ -53,3 +55,4 @@ class VocabularySpec:
     base: str | None = None
     tokens: dict[str, Any] = field(default_factory=dict)
     pad_to_multiple_of: int | None = None
+    chat_template: str | None = None

@@ -157,7 +157,24 @@ def portable(recipe: TrainRecipe | MergeRecipe) -> dict[str, Any]:
     if isinstance(recipe, MergeRecipe):
         for spec in plain["data"].values():
             spec["path"] = without_root(spec["path"])
+        for one in plain["slices"]:
+            one["base_model"] = without_root(one["base_model"])
+            for source in one["sources"]:
+                source["model"] = without_root(source["model"])
+        if plain["tokenizer"] is not None:
+            _shorten_tokenizer(plain["tokenizer"])
     return plain
+
+
+def _shorten_tokenizer(plain: dict[str, Any]) -> None:
+    """Leave the last part alone of every path in a merge's tokenizer."""
+    plain["source"], plain["base"] = without_root(plain["source"]), without_root(plain["base"])
+    for override in plain["tokens"].values():
+        source = override.get("source")
+        if isinstance(source, dict) and "model" in source:
+            source["model"] = without_root(source["model"])
+        elif isinstance(source, str):
+            override["source"] = without_root(source)
 
 
 def without_root(value: Any) -> Any:
