@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from hf_zoo.analysis import effective
 from hf_zoo.analysis.angles import conflict_row, cosine_row, relate, relate_all, total_of
 from hf_zoo.analysis.effective import RUN_ENTRIES, effective_weights, histogram, weight_row
 from hf_zoo.analysis.groups import groups_of
@@ -203,6 +204,24 @@ def test_effective_weights_show_what_a_method_selects():
     for place in range(3):
         wins = np.abs(vectors).argmax(0) == place
         np.testing.assert_allclose(weights.values[place], wins.astype(float), atol=1e-6)
+
+
+def test_effective_weights_of_an_elected_mean_are_those_of_its_formula():
+    inputs = make_inputs().only(["a.weight"])
+    weights = effective_weights(merger_of("ties", inputs, density=1.0, scale=0.8), inputs)["a.weight"]
+    vectors, _ = dense_vectors(inputs, "a.weight")
+    agree = np.sign(vectors) == np.sign(vectors.sum(0))
+    for place in range(3):
+        np.testing.assert_allclose(weights.values[place], 0.8 * agree[place] / agree.sum(0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_over_a_threshold_is_no_weight(monkeypatch):
+    monkeypatch.setattr(effective, "STEP", 2.0**-8)  # so that some of the sampled entries cross it
+    inputs = make_inputs().only(["b.weight"])
+    weights = effective_weights(merger_of("ties", inputs, density=0.2, scale=1.0), inputs)["b.weight"]
+    for values in weights.values:
+        assert -1e-5 < values.min()
+        assert values.max() < 1 + 1e-5  # alone, or a share of a mean
 
 
 def test_large_tensors_count_more_in_means_quantiles_and_histogram():

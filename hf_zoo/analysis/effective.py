@@ -65,7 +65,7 @@ def effective_weights(merger: Merger, inputs: MergeInputs, num_threads: int | No
         inputs: The merge's inputs; nothing is added to their report.
         num_threads: Threads; null for one a core. The result does not depend on it.
     """
-    inputs = replace(inputs, dtype=torch.float64, report={})
+    inputs = replace(inputs, report={})
     found: dict[str, Weights] = {}
     works: list[Work] = []
     for part in measured_parts(merger):
@@ -131,9 +131,10 @@ def histogram(weights: Sequence[Weights], labels: Sequence[str]) -> dict[str, An
 class _Probed(MemberTensors):
     """The same entries of every member, one of them gone a little further from the base."""
 
-    def __init__(self, piece: MemberTensors, probed: int) -> None:
+    def __init__(self, piece: MemberTensors, probed: int, step: float) -> None:
         super().__init__(piece.name, piece.inputs, piece.start, piece.stop)
         self.probed = probed
+        self.step = step
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -144,7 +145,7 @@ class _Probed(MemberTensors):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         own = super().__getitem__(index)
-        return own + STEP * _movement(own, self) if index % len(self) == self.probed else own
+        return own + self.step * _movement(own, self) if index % len(self) == self.probed else own
 
 
 def _movement(own: Tensor, piece: MemberTensors) -> Tensor:
@@ -154,12 +155,14 @@ def _movement(own: Tensor, piece: MemberTensors) -> Tensor:
 
 
 def _works(method: ElementwiseMethod, inputs: MergeInputs, found: dict[str, Weights]) -> list[Work]:
+    # What is learned of whole tensors is learned as the merge does; only the small differences need float64.
     overview = method.overview(inputs)
+    wide = replace(inputs, dtype=torch.float64)
 
     def work(name: str) -> Work:
         def run(_: Put) -> None:
-            whole = inputs.tensors(name)
-            found[name] = _weights_of(method, whole, method.survey(whole, overview))
+            survey = method.survey(inputs.tensors(name), overview)
+            found[name] = _weights_of(method, wide.tensors(name), survey)
 
         return Work(inputs.layout[name].numel, run)
 
@@ -173,7 +176,12 @@ def _weights_of(method: ElementwiseMethod, whole: MemberTensors, survey: Any) ->
         for member in range(len(whole)):
             own = piece[member]
             movement = _movement(own, piece)
-            weight = (method.blend(_Probed(piece, member), survey) - merged) / (STEP * movement)
+            further, back = (
+                (method.blend(_Probed(piece, member, step), survey) - merged) / (step * movement)
+                for step in (STEP, -STEP)
+            )
+            # A step over a threshold is a jump, which divided by the step is huge; the step the other way is none.
+            weight = torch.where(further.abs() < back.abs(), further, back)
             moved = movement.abs() > LEAST_MOVEMENT * own.abs()
             values[member].append(weight[moved].float().cpu().numpy())
     return Weights(tuple(np.concatenate(parts) for parts in values), whole.numel)

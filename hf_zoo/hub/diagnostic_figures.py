@@ -28,13 +28,13 @@ def draw_angles(found: Mapping[str, Any]) -> bytes:
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
         _draw_matrix(left, content["members"], content["pairs"], key)
-        for name, column, label in (
-            ("cosines", "mean", "mean cosine"),
-            ("conflicts", "conflict", "signs in conflict"),
+        for name, column, label, color in (
+            ("cosines", "mean", "mean cosine", _COLORS[0]),
+            ("conflicts", "conflict", "signs in conflict", _COLORS[1]),
         ):
             if name in found:
                 of_group = [(row["group"], row.get(column)) for row in found[name]["groups"][:-1]]
-                _draw_course(right, of_group, label)
+                _draw_course(right, of_group, label, color)
         tidy(right, "through the network")
         right.legend(frameon=False, fontsize=8)
 
@@ -114,10 +114,12 @@ def _draw_matrix(axes: Axes, members: Sequence[str], pairs: Sequence[Mapping[str
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
 
 
-def _draw_course(axes: Axes, of_group: Sequence[tuple[str, float | None]], label: str) -> None:
+def _draw_course(
+    axes: Axes, of_group: Sequence[tuple[str, float | None]], label: str, color: str = _COLORS[0]
+) -> None:
     """Draw a value of every group of tensors, in the network's order."""
     values = [float("nan") if value is None else value for _, value in of_group]
-    axes.plot(range(len(values)), values, marker="o", markersize=3.5, linewidth=1.6, label=label)
+    axes.plot(range(len(values)), values, marker="o", markersize=3.5, linewidth=1.6, label=label, color=color)
     step = -(-len(values) // _MOST_TICKS)
     shown = range(0, len(values), step or 1)
     names = [_short(of_group[place][0]) for place in shown]
