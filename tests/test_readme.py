@@ -14,7 +14,7 @@ import pytest
 
 from hf_zoo.recipe.grid import expand
 from hf_zoo.recipe.loader import load_recipe
-from hf_zoo.recipe.schema import PretrainRecipe
+from hf_zoo.recipe.schema import MergeRecipe, PretrainRecipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
@@ -148,7 +148,10 @@ def test_make_test_runs_the_tests(reader):
 
 
 def test_the_recipe_shown_is_one(tmp_path):
-    (content,) = [block for kind, block in BLOCKS if kind == "yaml"]
+    content, merge = [block for kind, block in BLOCKS if kind == "yaml"]
+    (tmp_path / "merge.yaml").write_text(merge)
+    recipe = load_recipe(tmp_path / "merge.yaml", MergeRecipe)
+    assert (recipe.method, recipe.tokenizer.source, len(recipe.rules)) == ("ties", "union", 2)
     (tmp_path / "recipe.yaml").write_text(content)
     recipe = load_recipe(tmp_path / "recipe.yaml", PretrainRecipe)
     assert [plan.factors for plan in expand(recipe)] == [
