@@ -3,12 +3,14 @@
 import csv
 import json
 import random
+import shutil
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from hf_zoo.analysis import effective
 from hf_zoo.analysis.angles import conflict_row, cosine_row, relate, relate_all, total_of
@@ -17,6 +19,7 @@ from hf_zoo.analysis.groups import groups_of
 from hf_zoo.analysis.mismatch import MemberLoss, alphas_of, base_curvature, gradient_mismatch, mismatch_rows
 from hf_zoo.analysis.sweep import area_under, at_scale, sweep
 from hf_zoo.checkpoint import CheckpointReader
+from hf_zoo.curvature.members import measure_member
 from hf_zoo.data.texts import train_tokenizer
 from hf_zoo.errors import MergeError, RecipeError
 from hf_zoo.files import weights_digest
@@ -31,6 +34,7 @@ from hf_zoo.recipe.diagnostics import DiagnosticsSpec
 from hf_zoo.recipe.grid import canonical, digest
 from hf_zoo.recipe.loader import build_recipe
 from hf_zoo.recipe.schema import DataSpec, FinetuneRecipe, MergeRecipe, ObjectiveSpec, TokenizerSpec
+from hf_zoo.recipe.statistics import StatisticsSpec
 from hf_zoo.shards import TensorInfo
 from hf_zoo.streaming import merge_in_memory
 from hf_zoo.trials import CHOOSING_SPLIT, Trial
@@ -301,6 +305,7 @@ def test_mismatch_of_quadratics_has_a_closed_form():
     assert rows[-1]["group"] == "total"
     assert rows[-1]["norm"] == pytest.approx(float(flat.norm()), rel=1e-12)
     assert rows[-1]["scaled"] == pytest.approx(float((flat / scale).norm()), rel=1e-7)
+    assert rows[-1]["natural"] == pytest.approx(float((flat / scale.sqrt()).norm()), rel=1e-7)
 
 
 def test_gradient_matching_ends_where_the_scaled_mismatch_corrects_task_arithmetic():
@@ -348,7 +353,8 @@ def test_entries_without_gradient_need_no_curvature_and_others_do():
     norms = [
         mismatch_rows(mismatch, places_of(["w"]), lambda _, c=c: torch.tensor(c))[-1] for c in ([0, 2.0], [1, 0.0])
     ]
-    assert norms == [{"group": "total", "norm": 3.0, "scaled": 1.5}, {"group": "total", "norm": 3.0, "scaled": None}]
+    assert [(row["norm"], row["scaled"]) for row in norms] == [(3.0, 1.5), (3.0, None)]
+    assert [row["natural"] for row in norms] == [pytest.approx(np.sqrt(9 / 2)), None]
 
 
 def test_alphas_are_what_task_vectors_are_multiplied_by():
@@ -492,30 +498,65 @@ def test_the_merge_job_measures_task_vectors_and_weights(everything, world):
     assert json.loads(json.dumps(found)) == found
 
 
-def test_the_merge_job_measures_the_mismatch_of_the_losses(everything, world):
-    """Against whole-model gradients of the stock classes, on all examples."""
-    outcome = merge(
-        world, everything.folder.parent / "whole", diagnostics={"kinds": ["mismatch"], "max_examples": None}
-    )
-    found = outcome.manifest.diagnostics["mismatch"]
+def stock_gradient(world, task, where, **options):
+    """Return name -> gradient of a task's loss summed over its training split, by the stock class."""
+    with (world / task / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
     tokenizer = transformers.AutoTokenizer.from_pretrained(world / "base")
-    expected = 0
-    for task in WORDS:
-        with (world / task / "train.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        gradients = []
-        for where, options in ((outcome.folder, {"subfolder": task}), (world / f"m-{task}", {})):
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(where, **options).eval()
-            batch = tokenizer([row["text"] for row in rows], return_tensors="pt", padding=True)
-            labels = torch.tensor([model.config.label2id[row["label"]] for row in rows])
-            torch.nn.functional.cross_entropy(model(**batch).logits, labels, reduction="sum").backward()
-            gradients.append(torch.cat([p.grad.ravel() for p in model.bert.parameters()]).double())
-        expected = expected + 0.5 * (gradients[0] - gradients[1])
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(where, **options).eval()
+    batch = tokenizer([row["text"] for row in rows], return_tensors="pt", padding=True)
+    labels = torch.tensor([model.config.label2id[row["label"]] for row in rows])
+    torch.nn.functional.cross_entropy(model(**batch).logits, labels, reduction="sum").backward()
+    return {name: parameter.grad.double() for name, parameter in model.bert.named_parameters()}
+
+
+def stock_mismatch(world, folder, alphas):
+    total = {}
+    for alpha, task in zip(alphas, WORDS, strict=True):
+        here, there = (
+            stock_gradient(world, task, folder, subfolder=task),
+            stock_gradient(world, task, world / f"m-{task}"),
+        )
+        for name in here:
+            total[name] = total.get(name, 0) + alpha * (here[name] - there[name])
+    return total
+
+
+def test_the_merge_job_measures_the_mismatch_of_the_losses(everything, world, tmp_path):
+    outcome = merge(world, tmp_path, diagnostics={"kinds": ["mismatch"], "max_examples": None})
+    found = outcome.manifest.diagnostics["mismatch"]
+    expected = torch.cat([value.ravel() for value in stock_mismatch(world, outcome.folder, (0.5, 0.5)).values()])
     assert found["groups"][-1]["norm"] == pytest.approx(float(expected.norm()), rel=1e-4)  # float32, other batches
-    assert found["split"] == "train"
+    assert (found["split"], found["curvature"]) == ("train", None)
     assert [(row["examples"], row["of"], row["alpha"]) for row in found["members"]] == [(24, 24, 0.5)] * 2
     sampled = everything.manifest.diagnostics["mismatch"]
     assert [(row["examples"], row["of"]) for row in sampled["members"]] == [(10, 24)] * 2
+
+
+def test_members_with_fishers_have_a_mismatch_scaled_by_the_curvature(world, tmp_path):
+    members = []
+    for task in WORDS:
+        members.append(tmp_path / f"m-{task}")
+        shutil.copytree(world / f"m-{task}", members[-1])
+        measure_member(members[-1], StatisticsSpec())
+    outcome = merge(
+        world, tmp_path / "out", members=[str(member) for member in members], method="gradient_matching",
+        parameters={"scale": [0.5, 1.5], "examples": 24, "ridge": 0.01, "relative_ridge": False},
+        diagnostics={"kinds": ["mismatch"], "max_examples": None},
+    )  # fmt: skip
+    found = outcome.manifest.diagnostics["mismatch"]
+    assert [row["alpha"] for row in found["members"]] == [0.5, 1.5]
+    fishers = [load_file(member / "statistics" / "fisher.safetensors") for member in members]
+    squares = dict.fromkeys(("norm", "natural", "scaled"), 0.0)
+    for name, value in stock_mismatch(world, outcome.folder, (0.5, 1.5)).items():
+        curvature = 24 * sum(fisher[f"bert.{name}"].double() for fisher in fishers) / 2 + 0.01
+        squares["norm"] += float(value.square().sum())
+        squares["natural"] += float((value.square() / curvature).sum())
+        squares["scaled"] += float((value / curvature).square().sum())
+    for key, square in squares.items():
+        assert found["groups"][-1][key] == pytest.approx(np.sqrt(square), rel=1e-3)
+    assert found["curvature"] == "the mean of the members' Fishers"
+    assert "| Tensors | Mismatch | Natural | Scaled |" in (outcome.folder / "README.md").read_text()
 
 
 def test_a_sample_is_scaled_up_to_the_whole_split(world):

@@ -118,7 +118,7 @@ def _angles(plan: MergePlan, kinds: Sequence[Kind]) -> tuple[dict[str, Any], Tab
     groups = {group: [relations[name] for name in own] for group, own in groups_of(joined.places, names).items()}
     by_group = {group: total_of(own, count) for group, own in groups.items()}
     total = total_of(by_group.values(), count)
-    labels = [member.label for member in plan.members]
+    labels = _labels(plan)
     found: dict[str, Any] = {}
     tensors: Table = []
     for kind, row, values, key in (
@@ -159,7 +159,7 @@ def _with_base(plan: MergePlan) -> Joined:
 
 def _effective(plan: MergePlan, inputs: MergeInputs) -> tuple[dict[str, Any], Table]:
     weights = effective_weights(plan.merger, inputs, plan.recipe.num_threads)
-    labels = [member.label for member in plan.members]
+    labels = _labels(plan)
     groups = [*groups_of(plan.joined.places, weights).items(), (TOTAL, list(weights))]
     found = {
         "members": labels,
@@ -193,7 +193,7 @@ def _mismatch(plan: MergePlan, inputs: MergeInputs, folder: Path) -> dict[str, A
         mismatch_rows,
     )
 
-    recipe, labels = plan.recipe, [member.label for member in plan.members]
+    recipe, labels = plan.recipe, _labels(plan)
     spec, method = recipe.diagnostics, _main_method(plan)
     alphas = spec.alphas or alphas_of(method, inputs)
     losses = []
@@ -243,6 +243,15 @@ def _alpha_sweep(plan: MergePlan, trials: Sequence[Trial]) -> dict[str, Any]:
     replaces = written is None or (isinstance(written, int | float) and written >= 0)
     axis = "scale" if replaces else "multiple of the recipe's scale"
     return {"split": CHOOSING_SPLIT, "axis": axis, **sweep(recipe.diagnostics.scales, score)}
+
+
+def _labels(plan: MergePlan) -> list[str]:
+    """Return the members' names, numbered where several have the same."""
+    labels = [member.label for member in plan.members]
+    return [
+        label if labels.count(label) == 1 else f"{label} ({labels[: place + 1].count(label)})"
+        for place, label in enumerate(labels)
+    ]
 
 
 def _rounded(value: Any) -> Any:

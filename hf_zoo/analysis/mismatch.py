@@ -1,8 +1,10 @@
 """The gradients a merge leaves unmatched (Daheim et al. 2024, arXiv:2310.12808).
 
 Training on all tasks at once, with losses l_t summed over examples and weights alpha_t, ends where task arithmetic
-ends but for `-H_0^-1 sum_t alpha_t [grad l_t(theta) - grad l_t(theta_t)]`. The length of that sum is the gradient
-mismatch: raw, and scaled by the base's curvature, which makes it a distance in weights.
+ends but for `-H_0^-1 sum_t alpha_t [grad l_t(theta) - grad l_t(theta_t)]`. The length of that sum g is the gradient
+mismatch: raw; scaled by the base's curvature, |H_0^-1 g|, a distance in weights; and natural, sqrt(g^T H_0^-1 g),
+whose square is twice the loss that distance is worth. Entries with hardly any curvature, whose gradients are rounding,
+make most of the scaled length of a real network and next to nothing of the natural one: compare merges by the latter.
 """
 
 from __future__ import annotations
@@ -166,23 +168,24 @@ def mismatch_rows(
         curvature: Returns the diagonal of H_0 for a tensor, null for one it does not know; null where nothing is.
 
     Returns:
-        Rows with `group`, `norm`, and with a curvature `scaled`: the length of H_0^-1 times the mismatch. Entries
-        without gradient count as none, whatever their curvature; `scaled` is null where an entry has a gradient and
-        no curvature.
+        Rows with `group`, `norm`, and with a curvature `scaled` and `natural`, over the tensors whose curvature is
+        known. Entries without gradient count as none, whatever their curvature; the two are null where an entry has
+        a gradient and no curvature.
     """
-    raw, scaled = {}, {}
+    squares: dict[str, dict[str, float]] = {}
     for name, values in mismatch.items():
-        raw[name] = float(values.square().sum())
+        squares[name] = {"norm": float(values.square().sum())}
         diagonal = None if curvature is None else curvature(name)
         if diagonal is not None:
             step = torch.where(values == 0, 0.0, values / diagonal.double().reshape(values.shape))
-            scaled[name] = float(step.square().sum())
+            squares[name] |= {"scaled": float(step.square().sum()), "natural": float((step * values).sum())}
+    keys = ("norm",) if curvature is None else ("norm", "scaled", "natural")
     rows: list[dict[str, Any]] = []
     for group, names in [*groups_of(places, mismatch).items(), (TOTAL, list(mismatch))]:
-        row: dict[str, Any] = {"group": group, "norm": math.sqrt(sum(raw[name] for name in names))}
-        if curvature is not None:
-            known = [scaled[name] for name in names if name in scaled]
-            row["scaled"] = math.sqrt(sum(known)) if known and math.isfinite(sum(known)) else None
+        row: dict[str, Any] = {"group": group}
+        for key in keys:
+            known = [squares[name][key] for name in names if key in squares[name]]
+            row[key] = math.sqrt(sum(known)) if known and math.isfinite(sum(known)) else None
         rows.append(row)
     return rows
 

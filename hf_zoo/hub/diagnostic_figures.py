@@ -61,13 +61,13 @@ def draw_weights(found: Mapping[str, Any]) -> bytes:
 def draw_mismatch(found: Mapping[str, Any]) -> bytes:
     """Draw the mismatch of every group of tensors."""
     content = found["mismatch"]
-    keys = ["norm", *["scaled"] * bool(content["curvature"])]
+    keys = ["norm", *["natural"] * bool(content["curvature"])]
 
     def draw(figure: Figure) -> None:
         for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
             _draw_course(axes, [(row["group"], row[key]) for row in content["groups"][:-1]], key)
             axes.set_ylim(bottom=0)
-            tidy(axes, "gradient mismatch" if key == "norm" else "scaled by the inverse curvature")
+            tidy(axes, "gradient mismatch" if key == "norm" else "its natural length")
 
     return to_png((4.8 * len(keys), 3.6), draw, dict(found))
 

@@ -100,13 +100,17 @@ def _write_mismatch(found: Mapping[str, Any]) -> list[str]:
         "split"
     )
     told += ", a sample scaled up." if any(row["examples"] < row["of"] for row in content["members"]) else "."
-    keys = ["norm"]
+    titles = {"norm": "Mismatch"}
     if content["curvature"]:
-        keys.append("scaled")
-        told += f" Scaled: by the inverse curvature of the base, after {sentence(content['curvature'])}."
-    header = ["Tensors", "Mismatch", *["Scaled"] * (len(keys) - 1)]
+        titles |= {"natural": "Natural", "scaled": "Scaled"}
+        told += (
+            f" With the base's curvature, after {sentence(content['curvature'])}: the natural length is in units of "
+            "loss and the one to compare merges by; the scaled one is a distance in weights, most of it along those "
+            "that hardly matter."
+        )
+    header = ["Tensors", *titles.values()]
     kept = content["groups"] if len(content["groups"]) <= MOST_ROWS else content["groups"][-1:]
-    rows = [[sentence(row["group"]), *(_shown(row.get(key)) for key in keys)] for row in kept]
+    rows = [[sentence(row["group"]), *(_shown(row.get(key)) for key in titles)] for row in kept]
     weights = [
         [code(row["member"]), _shown(row["alpha"]), number(row["examples"]), number(row["of"])]
         for row in content["members"][:MOST_ROWS]
