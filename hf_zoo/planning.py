@@ -106,8 +106,6 @@ def plan_merge(recipe: MergeRecipe, others: Sequence[MergeRecipe] = ()) -> Merge
     sources = find_members(recipe)
     root = find_base(recipe, sources, any(map(_asks_for_base, (recipe, *others))))
     heads_apart = _heads_apart(recipe, sources)
-    if recipe.slices and recipe.tokenizer is None:  # the stacks show the first one's tokenizer alone
-        check_one_trunk([*sources, *([] if root is None else [root])])
     members, base = present(recipe, sources, root, heads_apart)
     check_one_trunk(members)
     joined = join(members, heads_apart, base, _dtype(recipe), recipe.extras)

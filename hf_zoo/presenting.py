@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError
 from hf_zoo.files import json_text
-from hf_zoo.ingredients import Ingredient, open_ingredient
+from hf_zoo.ingredients import Ingredient, check_one_trunk, open_ingredient
 from hf_zoo.population import Reference
 from hf_zoo.recipe.forms import VocabularySpec
 from hf_zoo.recipe.schema import MergeRecipe
@@ -178,6 +178,7 @@ def _stack(
     from hf_zoo.stacking import stack_blocks
 
     known = {str(one.reference): one for one in [*members, *([] if base is None else [base])]}
+    check_one_trunk(list(known.values()))  # a stack shows one tokenizer alone
     root = None if base is None else str(base.reference)
     slices = [dataclasses.asdict(one) for one in recipe.slices]
     stacked = stack_blocks(slices, {name: _saved(one) for name, one in known.items()}, root, recipe.stack)
