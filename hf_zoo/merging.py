@@ -109,7 +109,7 @@ def _make(plan: MergePlan, found: Found | None = None) -> Manifest:
     if wanted:
         from hf_zoo.analysis import diagnostics
 
-        diagnostics.check(plan, wanted)
+        diagnostics.check(plan, trials, wanted)
     _check_lineage(plan, inputs)
     _require_space(plan, inputs)
     if found is not None:

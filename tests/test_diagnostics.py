@@ -683,6 +683,27 @@ def test_what_cannot_be_measured_is_refused_before_the_merge(world, tmp_path, ch
     assert not (tmp_path / "merged").exists()
 
 
+def test_losses_and_splits_are_checked_before_the_merge(world, tmp_path):
+    members = []
+    for task in WORDS:
+        members.append(tmp_path / f"m-{task}")
+        shutil.copytree(world / f"m-{task}", members[-1])
+    manifest = Manifest.read(members[1])
+    recipe = {**manifest.recipe, "objective": {"name": "contrastive"}}
+    manifest.replace(objective="contrastive", recipe=recipe).write(members[1])
+    changes = {"members": [str(member) for member in members], "evaluate": False}
+    with pytest.raises(MergeError, match="m-topic: contrastive learning compares"):
+        merge(world, tmp_path / "out", diagnostics="mismatch", **changes)
+    (members[1] / "zoo.json").unlink()
+    alone = {"members": [str(members[1])], "method": "average", "parameters": {}, "base": None, "evaluate": False}
+    with pytest.raises(MergeError, match="m-topic: no manifest says what it learned"):
+        merge(world, tmp_path / "out", diagnostics="mismatch", **alone)
+    data = {task: {"path": str(world / task), "validation_fraction": 0.0} for task in WORDS}
+    with pytest.raises(MergeError, match="its data has no validation split"):
+        merge(world, tmp_path / "out", diagnostics="alpha_sweep", data=data)
+    assert not (tmp_path / "out" / "merged").exists()
+
+
 @pytest.mark.parametrize(
     ("diagnostics", "message"),
     [("cosine", "cosines"), ({"scales": [1.0, 0.5]}, "ascending"), ({"scales": [0.5]}, "two or more"), ({"max_examples": 0}, "1 or more")],

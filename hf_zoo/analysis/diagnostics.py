@@ -37,19 +37,28 @@ DIGITS = 6
 Table = list[dict[str, Any]]
 
 
-def check(plan: MergePlan, kinds: Sequence[Kind]) -> None:
+def check(plan: MergePlan, trials: Sequence[Trial], kinds: Sequence[Kind]) -> None:
     """Refuse what cannot be measured, before anything is written.
 
     Args:
         plan: The merge.
+        trials: The tasks' held-out data, as far as it is open.
         kinds: What to measure.
 
     Raises:
-        MergeError: If task vectors are asked for and no base is known, a sweep of a method without a scale, weights of
-            a method that has none, or losses are not weighted one a member.
+        MergeError: If task vectors are asked for and no base is known, a sweep of a method without a scale or without
+            validation data, weights of a method that has none, or gradients of losses that are no sums over examples
+            or are not weighted one a member.
     """
     if "cosines" in kinds or "conflicts" in kinds:
         _with_base(plan)
+    if "mismatch" in kinds:
+        from hf_zoo.analysis.mismatch import check_loss
+
+        for member in plan.members:
+            check_loss(member)
+    for trial in trials if "alpha_sweep" in kinds else ():
+        trial.check_validation()
     alphas, count = plan.recipe.diagnostics.alphas, len(plan.members)
     if alphas is not None and len(alphas) != count:
         raise MergeError(f"diagnostics.alphas needs one value a member: got {len(alphas)} for {count} members")

@@ -35,7 +35,7 @@ from hf_zoo.methods.gradient_matching import GradientMatching
 from hf_zoo.places import Places
 from hf_zoo.population import Member
 from hf_zoo.recipe.diagnostics import DiagnosticsSpec
-from hf_zoo.recipe.schema import DataSpec
+from hf_zoo.recipe.schema import DataSpec, ObjectiveSpec
 from hf_zoo.recipe.statistics import StatisticsSpec
 from hf_zoo.structure import class_of
 
@@ -86,18 +86,7 @@ class MemberLoss:
             MergeError: If it is not known what the member learned, or its loss is no sum over examples.
             DataError: If the data is not what the member needs.
         """
-        if ingredient.manifest is None or ingredient.manifest.objective is None:
-            raise MergeError(
-                f"{ingredient.reference}: no manifest says what it learned, so its loss has no gradient: leave "
-                "`mismatch` out of `diagnostics.kinds`"
-            )
-        member = Member(ingredient.manifest, folder=ingredient.folder)
-        objective = objective_of(member)
-        if objective.name == "contrastive":
-            raise MergeError(
-                f"{ingredient.reference}: contrastive learning compares the images of a batch, so its loss is no sum "
-                "over examples: leave `mismatch` out of `diagnostics.kinds`"
-            )
+        member, objective = check_loss(ingredient)
         model = model_of(*class_of(ingredient.folder), dict(ingredient.reader.items()))
         sample = StatisticsSpec(max_examples=spec.max_examples, batch_size=spec.batch_size, seed=seed)
         examples = open_examples(member, model, data or own_data(member), objective, sample)
@@ -133,6 +122,27 @@ class MemberLoss:
         if not self.trunk_alone:
             return on_disk
         return {alone: on_disk[name] for name, alone in own.structure.trunk.items() if name in on_disk}
+
+
+def check_loss(ingredient: Ingredient) -> tuple[Member, ObjectiveSpec]:
+    """Return a member and what it learned, if its loss is a sum over examples.
+
+    Raises:
+        MergeError: If it is not, or it is not known what the member learned.
+    """
+    if ingredient.manifest is None or ingredient.manifest.objective is None:
+        raise MergeError(
+            f"{ingredient.reference}: no manifest says what it learned, so its loss has no gradient: leave `mismatch` "
+            "out of `diagnostics.kinds`"
+        )
+    member = Member(ingredient.manifest, folder=ingredient.folder)
+    objective = objective_of(member)
+    if objective.name == "contrastive":
+        raise MergeError(
+            f"{ingredient.reference}: contrastive learning compares the images of a batch, so its loss is no sum over "
+            "examples: leave `mismatch` out of `diagnostics.kinds`"
+        )
+    return member, objective
 
 
 def gradient_mismatch(
