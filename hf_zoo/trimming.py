@@ -66,6 +66,21 @@ def kth_largest(
     return _by_digits(whole, ranks, rows)
 
 
+def least_kept(
+    tensors: Sequence[MemberTensors], densities: Sequence[float], rows: Rows = magnitudes
+) -> tuple[float, ...]:
+    """Return the smallest value that each row keeps where a density of its largest is kept.
+
+    Args:
+        tensors: The tensors among whose entries the largest are chosen: one, or those of a whole model.
+        densities: Fraction of the values to keep, one a row; at 1 nothing is looked for and zero returned.
+        rows: As for `kth_largest`.
+    """
+    count = sum(tensor.numel for tensor in tensors)
+    ranks = [() if density == 1 else (num_kept(density, count),) for density in densities]
+    return tuple(found[0] if found else 0.0 for found in kth_largest(tensors, ranks, rows))
+
+
 def trim(vector: Tensor, threshold: float) -> Tensor:
     """Return a vector with its entries below a threshold in magnitude set to zero; those equal to it are kept."""
     if threshold <= 0:

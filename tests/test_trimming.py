@@ -7,7 +7,7 @@ import torch
 
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.inputs import MergeInputs
-from hf_zoo.trimming import drop_at_random, kth_largest, num_kept, trim
+from hf_zoo.trimming import drop_at_random, kth_largest, least_kept, num_kept, trim
 
 
 def inputs_of(vectors, dtype=torch.float32, base=None):
@@ -57,6 +57,17 @@ def test_other_values_than_magnitudes_can_be_ranked():
     (found,) = kth_largest(inputs.floating(), [(500,)], rows=lambda piece: [piece[0].abs() + piece[1].abs()])
     every = torch.cat([t[0].abs() + t[1].abs() for t in inputs.floating()])
     assert found == (float(every.sort(descending=True).values[499]),)
+
+
+def test_each_member_keeps_a_fraction_of_the_whole_vector():
+    vectors = torch.randn(3, 200_000, generator=torch.Generator().manual_seed(2))
+    inputs = inputs_of(vectors)
+    found = least_kept(list(inputs.floating()), (0.2, 1.0, 0.001))
+    ordered = vectors.abs().sort(descending=True).values
+    assert found == (float(ordered[0, 39_999]), 0.0, float(ordered[2, 199]))
+    assert [int((vector.abs() >= least).sum()) for vector, least in zip(vectors, found, strict=True)] == [
+        40_000, 200_000, 200
+    ]  # fmt: skip
 
 
 def test_a_vector_keeps_what_reaches_the_threshold():

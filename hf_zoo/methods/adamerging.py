@@ -15,7 +15,7 @@ from hf_zoo.inputs import MemberTensors, MergeInputs
 from hf_zoo.learning import Mixture, check_learned, check_trials, draw_batches, report_coefficients
 from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, per_member, weighted_mean
 from hf_zoo.task_vectors import require_finite, require_fractions, weighted_sum
-from hf_zoo.trimming import kth_largest, num_kept, trim
+from hf_zoo.trimming import least_kept, trim
 
 if TYPE_CHECKING:
     from hf_zoo.trials import Trial
@@ -118,11 +118,9 @@ class AdaMerging(ElementwiseMethod):
         return weighted_sum(_vectors(pieces, survey.thresholds), coefficients).add_(pieces.base)
 
     def _thresholds(self, inputs: MergeInputs) -> tuple[float, ...] | None:
-        if self.density is None or self.density == 1:
-            return None if self.density is None else (0.0,) * len(inputs.members)
-        tensors = list(inputs.floating())
-        rank = num_kept(self.density, sum(tensor.numel for tensor in tensors))
-        return tuple(found for (found,) in kth_largest(tensors, [(rank,)] * len(inputs.members)))
+        if self.density is None:
+            return None
+        return least_kept(list(inputs.floating()), (self.density,) * len(inputs.members))
 
     def _learn(self, mixture: Mixture, inputs: MergeInputs) -> Mapping[str, tuple[float, ...]]:
         rows = len(mixture.names) if self.granularity == "layer" else 1

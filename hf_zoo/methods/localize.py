@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_zoo.inputs import MemberTensors, MergeInputs
 from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, per_member
 from hf_zoo.task_vectors import require_finite, require_fractions
-from hf_zoo.trimming import kth_largest, num_kept, trim
+from hf_zoo.trimming import least_kept, trim
 
 Thresholds = tuple[float, ...]
 
@@ -55,11 +55,7 @@ class Localize(ElementwiseMethod):
 
     def overview(self, inputs: MergeInputs) -> Thresholds:
         """Return the smallest magnitude in every member's region."""
-        tensors = list(inputs.floating())
-        count = sum(tensor.numel for tensor in tensors)
-        densities = per_member(self.density, inputs, "localize: density")
-        ranks = [() if density == 1 else (num_kept(density, count),) for density in densities]
-        return tuple(found[0] if found else 0.0 for found in kth_largest(tensors, ranks))
+        return least_kept(list(inputs.floating()), per_member(self.density, inputs, "localize: density"))
 
     def blend(self, pieces: MemberTensors, survey: Thresholds) -> Tensor:
         """Return the base plus the stitched regions; one member's entries are held at a time."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_zoo.inputs import MemberTensors, MergeInputs
 from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, per_member
 from hf_zoo.task_vectors import require_finite, require_fractions
-from hf_zoo.trimming import kth_largest, num_kept
+from hf_zoo.trimming import least_kept
 
 _TINY = 1e-30
 
@@ -82,12 +82,9 @@ class Pcb(ElementwiseMethod):
         """Return what normalises the balances, and the smallest that each member keeps: four passes over the model."""
         tensors = list(inputs.floating())
         known = _normalisers(tensors, len(inputs.members), inputs.device)
-        count = sum(one.numel for one in tensors)
-        ranks = [(num_kept(self.density, count),) if self.density < 1 else ()] * len(inputs.members)
-        least = kth_largest(tensors, ranks, partial(_balances_of_piece, known=known))
-        return Balance(
-            known.lowest, known.highest, known.within, known.between, tuple(one[0] if one else 0.0 for one in least)
-        )
+        densities = (self.density,) * len(inputs.members)
+        least = least_kept(tensors, densities, partial(_balances_of_piece, known=known))
+        return Balance(known.lowest, known.highest, known.within, known.between, least)
 
     def blend(self, pieces: MemberTensors, survey: Balance) -> Tensor:
         """Return the base plus the balanced mean; a piece of every member is held."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_zoo.inputs import MemberTensors, MergeInputs
 from hf_zoo.methods.base import ElementwiseMethod, Paper, per_member
 from hf_zoo.task_vectors import Election, TaskVectorMethod, require_fractions
-from hf_zoo.trimming import kth_largest, num_kept, trim
+from hf_zoo.trimming import least_kept, trim
 
 Thresholds = tuple[float, ...]
 
@@ -81,7 +81,4 @@ class Ties(TaskVectorMethod, ElementwiseMethod):
         return self.added(base, trimmed, pieces.inputs)
 
     def _thresholds(self, tensors: list[MemberTensors], inputs: MergeInputs) -> Thresholds:
-        count = sum(tensor.numel for tensor in tensors)
-        densities = per_member(self.density, inputs, "ties: density")
-        ranks = [() if density == 1 else (num_kept(density, count),) for density in densities]
-        return tuple(found[0] if found else 0.0 for found in kth_largest(tensors, ranks))
+        return least_kept(tensors, per_member(self.density, inputs, "ties: density"))
