@@ -574,6 +574,41 @@ def test_a_sample_is_scaled_up_to_the_whole_split(world):
         torch.testing.assert_close(found[name], 2.4 * parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_gradients_come_under_the_names_on_disk(tmp_path):
+    """A ViT is saved under other names than its modules have; a step down its gradient lowers its loss."""
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        image_size=8, patch_size=4, num_channels=1, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=20, num_labels=10,
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    size = {"height": 8, "width": 8}
+    processor = transformers.ViTImageProcessor(size=size, image_mean=[0.5], image_std=[0.5], do_resize=False)
+    processor.save_pretrained(tmp_path)
+    recipe = {"objective": {"name": "image_classification"}, "data": {"path": "digits"}}
+    Manifest(name="vit", status="finished", objective="image_classification", recipe=recipe).write(tmp_path)
+    member = open_ingredient(str(tmp_path))
+    loss = MemberLoss.open(member, None, trunk_alone=True, spec=DiagnosticsSpec(max_examples=20), seed=0)
+    gradient = loss.gradient(member.trunk)
+    assert {name: tuple(value.shape) for name, value in gradient.items()} == {
+        name: member.trunk.shape(name) for name in member.trunk
+    }
+
+    def value(step):
+        moved = {name: member.trunk[name] - step * gradient[name] for name in gradient}
+        model = loss.model(reader(moved, "moved"))
+        batches = [
+            loss.examples.collator([loss.examples.table[int(i)] for i in part]) for part in loss.examples.batches
+        ]
+        with torch.no_grad():
+            return sum(float(model(**batch).loss) * len(batch["labels"]) for batch in batches) * loss.num_examples / 20
+
+    squared = sum(float(one.double().square().sum()) for one in gradient.values())
+    step = 1e-3 / squared**0.5
+    slope = (value(-step) - value(step)) / (2 * step)
+    assert slope == pytest.approx(squared, rel=1e-2)  # a difference quotient in float32
+
+
 def test_one_task_at_its_own_model_has_no_mismatch(world, tmp_path):
     members = [str(world / "m-tone")]
     outcome = merge(

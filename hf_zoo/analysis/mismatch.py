@@ -97,8 +97,10 @@ class MemberLoss:
         """Size of the training split, N_t."""
         return len(self.examples.table)
 
-    def gradient(self, tensors: CheckpointReader) -> dict[str, Tensor]:
-        """Return name on disk -> gradient of the summed loss; a model and its gradient are held at a time.
+    def model(self, tensors: CheckpointReader) -> Any:
+        """Return the member's stock model with other weights, in float32 or wider.
+
+        Half precision would round away most of a difference of gradients.
 
         Args:
             tensors: Whole models, or trunks, which are joined with the member's own head.
@@ -109,8 +111,18 @@ class MemberLoss:
         own = self.ingredient
         whole = task_reader([own], tensors) if self.trunk_alone else tensors
         model: Any = model_of(*class_of(own.folder), dict(whole.items()))
-        # Half precision would round away most of a difference of gradients.
-        model = model.to(self.device, torch.promote_types(model.dtype, torch.float32)).eval()
+        return model.to(self.device, torch.promote_types(model.dtype, torch.float32)).eval()
+
+    def gradient(self, tensors: CheckpointReader) -> dict[str, Tensor]:
+        """Return name on disk -> gradient of the summed loss; a model and its gradient are held at a time.
+
+        Args:
+            tensors: Whole models, or trunks, which are joined with the member's own head.
+
+        Raises:
+            ModelError: If a tensor is missing or left over.
+        """
+        own, model = self.ingredient, self.model(tensors)
         for indices in self.examples.batches:
             batch = self.examples.collator([self.examples.table[int(index)] for index in indices])
             batch = {name: value.to(self.device) for name, value in batch.items()}
