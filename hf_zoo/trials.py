@@ -71,7 +71,7 @@ class Trial:
         Args:
             task: The task.
             members: Its members.
-            spec: Its data; null for what the first member was trained on.
+            spec: Its data; null for what its first member was trained on.
             batch_size: Samples a forward pass.
             num_eval: Use only this many samples of each split; null for the spec's own choice.
             with_test: Load the test split too; a search does without.
@@ -86,8 +86,8 @@ class Trial:
             raise MergeError(
                 f"{first.reference}: no manifest says what it learned, so it cannot be measured: set `evaluate: false`"
             )
-        if spec is None:
-            spec = _own_data(first, task)
+        if spec is None:  # a shared head is measured on what each task's own member learned, not the first one
+            spec = _own_data(next((member for member in members if member.task == task), first), task)
         if num_eval is not None:
             spec = dataclasses.replace(spec, num_eval=num_eval)
         if not with_test:

@@ -1,6 +1,7 @@
 """The merge job on tiny real members: what is written loads in the stock classes, is what it says, or is not there."""
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -280,6 +281,32 @@ def test_a_greedy_soup_without_validation_data_is_refused(population, texts):
 def test_heads_of_two_label_spaces_are_not_mixed(population):
     with pytest.raises(MergeError, match=r"different classes \(bad, good; no, maybe, yes\)"):
         run_merge(merge_recipe(population, heads="merge"))
+
+
+def test_a_shared_head_is_measured_on_every_tasks_own_data(population, texts, tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    for split in ("train", "validation", "test"):  # the same sentences with the labels the other way round
+        content = (texts / "sst" / f"{split}.csv").read_text().splitlines()
+        turned = [f"{text},{'bad' if label == 'good' else 'good'}" for text, label in map(split_row, content[1:])]
+        (films / f"{split}.csv").write_text("\n".join([content[0], *turned]) + "\n")
+    manifest = Manifest.read(population / "zoo-001")
+    own = {**manifest.recipe, "task": "films", "data": {**manifest.recipe["data"], "path": str(films)}}
+    dataclasses.replace(manifest, task="films", recipe=own).write(population / "zoo-001")
+    members = tuple(str(population / name) for name in ("zoo-000", "zoo-001"))
+    outcome = run_merge(MergeRecipe(members=members, heads="merge", output=str(tmp_path / "merges")))
+    scores = {
+        record["task"]: record["test_accuracy"]
+        for record in outcome.manifest.results
+        if record["model"] == outcome.manifest.name
+    }
+    assert set(scores) == {"sst", "films"}
+    assert scores["sst"] != 0.5  # or the same data would give the same sum
+    assert scores["films"] == pytest.approx(1 - scores["sst"], abs=1e-6)
+
+
+def split_row(line):
+    return line.rsplit(",", 1)
 
 
 def test_the_type_of_the_weights_can_be_chosen(population):
