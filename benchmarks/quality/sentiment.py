@@ -1,0 +1,209 @@
+"""Every merge method on four sentiment experts of one model, against base, experts, joint training and ensembles.
+
+    python -m benchmarks.quality.sentiment --data FOLDER
+
+FOLDER holds the sets named in `sentiment_data.SETS`. What is done already is skipped, so that it may be interrupted.
+Hyper-parameters are chosen on validation splits; the test splits are looked at once, for the chosen ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+
+from benchmarks.quality.sentiment_data import SETS, prepare
+
+FOLDER = Path(__file__).parent / "sentiment"
+RUNS = Path("runs/sentiment")
+EXPERTS = tuple(task for task in SETS if task != "imdb")
+STAGES = ("base", "experts", "joint")
+NUM_CHOOSE, NUM_REPORT = 250, 1000  # samples of each validation split to choose by, of each test split to report
+SWEPT = ("task_arithmetic", "gradient_matching")
+COMPARED = {"average": {}, "fisher": {}, "task_arithmetic": {"scale": 1.0}, "gradient_matching": {"scale": 1.0}}
+NO_QUESTION = {  # methods that can be run on any members, but answer another question
+    "ema": "averages along a run",
+    "epoch_soup": "averages along a run",
+    "passthrough": "is the first expert",
+}
+
+
+def candidates() -> list[dict[str, Any]]:
+    """Return every method with every combination of its hyper-parameters, as a search writes them."""
+    found = []
+    for method, grids in yaml.safe_load((FOLDER / "candidates.yaml").read_text()).items():
+        for grid in grids if isinstance(grids, list) else [grids]:
+            for values in itertools.product(*grid.values()):
+                found.append({"method": method, **{f"parameters.{k}": v for k, v in zip(grid, values, strict=True)}})
+    return found
+
+
+def shared(seed: int, **more: Any) -> Any:
+    """Return the merge recipe of a seed."""
+    from hf_zoo.population import Population
+    from hf_zoo.recipe.loader import build_recipe
+    from hf_zoo.recipe.schema import MergeRecipe
+
+    content = yaml.safe_load((FOLDER / "merge.yaml").read_text())
+    experts = Population.open(RUNS / "sentiment-experts").where(seed=seed)
+    by_task = {member.manifest.task: str(member.folder) for member in experts}
+    content |= {
+        "members": [by_task[task] for task in EXPERTS],
+        "base": str(RUNS / f"sentiment-base/sentiment-base-{seed:03d}"),
+        "name": f"sentiment-{seed}",
+        "seed": seed,
+    }
+    return build_recipe(content | more, MergeRecipe, "sentiment")
+
+
+def choose(seed: int) -> list[dict[str, Any]]:
+    """Return the table of all candidates, measured on validation splits."""
+    from hf_zoo.search import search
+
+    found = search(shared(seed, search={"over": {"candidate": candidates()}}, num_eval=NUM_CHOOSE, evaluate=False))
+    return [{**record, "values": record["values"]["candidate"]} for record in found.records]
+
+
+def best_of(table: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return each method's first best candidate."""
+    best: dict[str, Mapping[str, Any]] = {}
+    for record in table:
+        method = record["values"]["method"]
+        if "score" in record and (method not in best or record["score"] > best[method]["score"]):
+            best[method] = record
+    return best
+
+
+def chosen(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a candidate's hyper-parameters."""
+    return {key.removeprefix("parameters."): value for key, value in record["values"].items() if key != "method"}
+
+
+def compare(seed: int, best: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return row -> task -> metrics of every method with its chosen hyper-parameters, and of what they are against."""
+    from hf_zoo.contest import run_contest
+
+    joint = str(RUNS / f"sentiment-joint/sentiment-joint-{seed:03d}")
+    parameters = {method: chosen(record) for method, record in best.items()}
+    recipe = shared(
+        seed, method="all", parameters=parameters, joint=joint, num_eval=NUM_REPORT, evaluate=False, search=None
+    )
+    rows = {"base": base_row(seed, recipe)}
+    for row in run_contest(recipe).rows:
+        expert = row["kind"] == "member"
+        name = f"expert: {EXPERTS[int(row['name'][-3:]) % len(EXPERTS)]}" if expert else row["name"]
+        rows["joint training" if row["kind"] == "joint" else name] = row["results"]
+    return {name: row for name, row in rows.items() if name not in NO_QUESTION}
+
+
+def base_row(seed: int, recipe: Any) -> dict[str, dict[str, float]]:
+    """Return the metrics of the model all experts were trained from."""
+    from hf_zoo.planning import open_trials, plan_merge
+
+    path = RUNS / f"base-{seed}.json"
+    if not path.is_file():
+        plan = plan_merge(replace(recipe, method="task_arithmetic", parameters={}, joint=None))
+        row = {trial.task: trial.measure(plan.base.reader) for trial in open_trials(plan)}
+        path.write_text(json.dumps(row))
+    return json.loads(path.read_text())
+
+
+def mismatch(seed: int) -> dict[str, dict[str, Any]]:
+    """Return method -> the gradient it leaves unmatched, over the whole model."""
+    from hf_zoo.merging import run_merge
+
+    found = {}
+    for method, parameters in COMPARED.items():
+        name = f"mismatch-{seed}-{method.replace('_', '-')}"
+        outcome = run_merge(shared(
+            seed, name=name, method=method, parameters=parameters, evaluate=False,
+            diagnostics={"kinds": ["mismatch"], "max_examples": 256, "alphas": [1.0] * len(EXPERTS)},
+        ))  # fmt: skip
+        found[method] = outcome.manifest.diagnostics["mismatch"]["groups"][-1]
+    return found
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and sample standard deviation in percent."""
+    rest = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{rest}"
+
+
+def report(seeds: Sequence[int], tables: Sequence[Any], rows: Sequence[Any], left: Sequence[Any]) -> Iterator[str]:
+    """Yield the lines of the tables."""
+    yield f"Test accuracy in percent, mean ± standard deviation over {len(seeds)} seeds:"
+    yield ""
+    yield "| model | mean of five | mean of the four | " + " | ".join(SETS) + " | chosen (seed by seed) |"
+    yield "|---|" + "---|" * (len(SETS) + 3)
+    best = [best_of(table) for table in tables]
+
+    def accuracy(name: str, task: str) -> list[float]:
+        return [row[name][task]["test_accuracy"] for row in rows]
+
+    def line(name: str) -> tuple[float, str]:
+        per_task = {task: accuracy(name, task) for task in SETS}
+        means = [mean(values) for values in zip(*per_task.values(), strict=True)]
+        of_four = [mean(values) for values in zip(*(per_task[task] for task in EXPERTS), strict=True)]
+        told = "; ".join(", ".join(f"{k} {v}" for k, v in chosen(b[name]).items()) for b in best if name in b)
+        cells = [f"`{name}`" if name in best[0] else name, spread(means), spread(of_four)]
+        return mean(means), f"| {' | '.join(cells + [spread(per_task[task]) for task in SETS])} | {told} |"
+
+    common = [name for name in rows[0] if all(name in row for row in rows)]
+    for name in (name for name in common if name not in best[0]):
+        yield line(name)[1]
+    yield from (text for _, text in sorted((line(name) for name in common if name in best[0]), reverse=True))
+    yield ""
+    yield "Validation accuracy along `scale`, mean of the five sets and of the seeds:"
+    yield ""
+    scales = sorted({chosen(record)["scale"] for record in tables[0] if record["values"]["method"] in SWEPT})
+    yield "| method | " + " | ".join(f"{scale:g}" for scale in scales) + " |"
+    yield "|---|" + "---|" * len(scales)
+    for method in SWEPT:
+        curve = {scale: [] for scale in scales}
+        for table in tables:
+            for record in table:
+                if record["values"]["method"] == method:
+                    curve[chosen(record)["scale"]].append(record["score"])
+        yield f"| `{method}` | " + " | ".join(f"{100 * mean(values):.1f}" for values in curve.values()) + " |"
+    if left:
+        yield ""
+        yield "Gradient left unmatched (all weights of tasks 1), seed by seed:"
+        yield ""
+        keys = [key for key, value in left[0]["average"].items() if isinstance(value, float)]
+        yield "| method | " + " | ".join(keys) + " |"
+        yield "|---|" + "---|" * len(keys)
+        for method in COMPARED:
+            cells = ["; ".join(f"{one[method][key]:.4g}" for one in left) for key in keys]
+            yield f"| `{method}` | " + " | ".join(cells) + " |"
+
+
+def main() -> int:
+    """Run what is not done yet and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with a folder a set")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--mismatch", action="store_true", help="also measure the gradients left unmatched")
+    arguments = parser.parse_args()
+    from hf_zoo.finetune import main as finetune
+
+    prepare(arguments.data, RUNS / "data")
+    for stage in STAGES:
+        if finetune([str(FOLDER / f"{stage}.yaml")]):
+            return 1
+    tables = [choose(seed) for seed in arguments.seeds]
+    rows = [compare(seed, best_of(table)) for seed, table in zip(arguments.seeds, tables, strict=True)]
+    left = [mismatch(seed) for seed in arguments.seeds] if arguments.mismatch else []
+    print("\n".join(report(arguments.seeds, tables, rows, left)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
