@@ -286,27 +286,22 @@ def test_heads_of_two_label_spaces_are_not_mixed(population):
 def test_a_shared_head_is_measured_on_every_tasks_own_data(population, texts, tmp_path):
     films = tmp_path / "films"
     films.mkdir()
-    for split in ("train", "validation", "test"):  # the same sentences with the labels the other way round
-        content = (texts / "sst" / f"{split}.csv").read_text().splitlines()
-        turned = [f"{text},{'bad' if label == 'good' else 'good'}" for text, label in map(split_row, content[1:])]
-        (films / f"{split}.csv").write_text("\n".join([content[0], *turned]) + "\n")
+    for split in ("train", "validation", "test"):  # the same sentences, nearly all called good
+        rows = (texts / "sst" / f"{split}.csv").read_text().splitlines()
+        turned = [f"{row.rpartition(',')[0]},{'bad' if place < 4 else 'good'}" for place, row in enumerate(rows[1:])]
+        (films / f"{split}.csv").write_text("\n".join([rows[0], *turned]) + "\n")
     manifest = Manifest.read(population / "zoo-001")
     own = {**manifest.recipe, "task": "films", "data": {**manifest.recipe["data"], "path": str(films)}}
     dataclasses.replace(manifest, task="films", recipe=own).write(population / "zoo-001")
     members = tuple(str(population / name) for name in ("zoo-000", "zoo-001"))
     outcome = run_merge(MergeRecipe(members=members, heads="merge", output=str(tmp_path / "merges")))
-    scores = {
-        record["task"]: record["test_accuracy"]
-        for record in outcome.manifest.results
-        if record["model"] == outcome.manifest.name
-    }
-    assert set(scores) == {"sst", "films"}
-    assert scores["sst"] != 0.5  # or the same data would give the same sum
-    assert scores["films"] == pytest.approx(1 - scores["sst"], abs=1e-6)
-
-
-def split_row(line):
-    return line.rsplit(",", 1)
+    records = {record["task"]: record for record in outcome.manifest.results if record["model"] == outcome.folder.name}
+    merged = Member(Manifest.read(population / "zoo-001"), folder=outcome.folder)
+    for task, path in (("sst", texts / "sst"), ("films", films)):
+        data = DataSpec(path=str(path), validation_split="validation", max_length=16)
+        oracle = evaluate_member(merged, data)["test"]
+        assert records[task]["test_accuracy"] == pytest.approx(oracle["accuracy"], abs=1e-6)
+    assert records["films"]["test_accuracy"] != records["sst"]["test_accuracy"]
 
 
 def test_the_type_of_the_weights_can_be_chosen(population):
