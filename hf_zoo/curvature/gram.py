@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hf_zoo.curvature.fisher import placed, standing_still
 from hf_zoo.curvature.plan import run
 from hf_zoo.errors import ModelError
+from hf_zoo.linear_layers import linear_layers, watching
 from hf_zoo.shards import describe_nonfinite, is_finite
 
 
@@ -21,7 +22,8 @@ class GramMatrices:
 
     G = 1/M sum_m x_m x_m^T over the M rows (tokens, patches or whole examples) a layer reads; padding is left out
     where the batch has an `attention_mask` and the layer reads a row a token. A layer called several times, or a
-    weight that several layers share, adds up the rows of all its calls.
+    weight that several layers share, adds up the rows of all its calls. Layers that store their weight as (inputs,
+    outputs), as GPT-2's do, are linear layers too.
 
     Args:
         model: Returns logits. It is not changed; where it is of another type or elsewhere, a copy is used.
@@ -38,17 +40,16 @@ class GramMatrices:
         self.model = placed(model, dtype, device)
         self.dtype = dtype
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        self.layers = {
-            path: names[id(module.weight)]
-            for path, module in self.model.named_modules(remove_duplicate=False)
-            if isinstance(module, nn.Linear) and id(module.weight) in names
-        }
+        self.layers: dict[str, str] = {}
+        self.sums: dict[str, Tensor] = {}
+        for path, axis in linear_layers(self.model).items():
+            weight: Any = self.model.get_submodule(path).weight
+            if (name := names.get(id(weight))) is not None:
+                self.layers[path] = name
+                size = weight.shape[axis]
+                self.sums.setdefault(name, weight.new_zeros(size, size, requires_grad=False))
         if not self.layers:
             raise ModelError(f"{type(model).__name__} has no linear layer, so it has no Gram matrices")
-        self.sums: dict[str, Tensor] = {}
-        for path, name in self.layers.items():
-            weight: Any = self.model.get_submodule(path).weight
-            self.sums.setdefault(name, weight.new_zeros(weight.shape[1], weight.shape[1], requires_grad=False))
         self.rows = dict.fromkeys(self.sums, 0)
         self.num_examples = 0
 
@@ -65,29 +66,15 @@ class GramMatrices:
             for name, value in batch.items()
             if name != "labels"
         }
-        mask = inputs.get("attention_mask")
-        shown = None if mask is None or mask.ndim != 2 else mask.reshape(-1) != 0
 
-        def observe(name: str) -> Any:
-            def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                x_RI = args[0].detach().reshape(-1, args[0].shape[-1])
-                if shown is not None and len(x_RI) == len(shown) and args[0].ndim > 2:
-                    x_RI = x_RI[shown]
-                self.sums[name].addmm_(x_RI.T, x_RI)
-                self.rows[name] += len(x_RI)
+        def add_rows(path: str, x_RI: Tensor) -> None:
+            name = self.layers[path]
+            self.sums[name].addmm_(x_RI.T, x_RI)
+            self.rows[name] += len(x_RI)
 
-            return hook
-
-        handles = [
-            self.model.get_submodule(path).register_forward_pre_hook(observe(name))
-            for path, name in self.layers.items()
-        ]
-        try:
-            with standing_still(self.model), torch.no_grad():
-                run(self.model, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        watched = watching(self.model, self.layers, add_rows, inputs.get("attention_mask"))
+        with watched, standing_still(self.model), torch.no_grad():
+            run(self.model, inputs)
         self.num_examples += len(next(iter(inputs.values())))
 
     def mean(self) -> dict[str, Tensor]:

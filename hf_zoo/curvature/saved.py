@@ -221,8 +221,11 @@ def check_covers(model_folder: Path, tensors: Mapping[str, Tensor], kind: str) -
     weights = CheckpointReader.open(model_folder)
     for name, tensor in tensors.items():
         shape = weights.shape(name) if name in weights else None
-        expected = shape if kind == "fisher" or shape is None else (shape[-1], shape[-1])
-        if shape is None or tuple(tensor.shape) != expected:
+        # A layer's inputs run over its weight's last axis, or over its first (GPT-2).
+        expected = (
+            () if shape is None else (shape,) if kind == "fisher" else tuple((n, n) for n in (shape[-1], shape[0]))
+        )
+        if tuple(tensor.shape) not in expected:
             raise ModelError(
                 f"{model_folder}: its {kind} has {name!r} of shape {tuple(tensor.shape)}, the weights have "
                 f"{'none of that name' if shape is None else f'{shape}'}: the model saves itself under other names"

@@ -5,8 +5,12 @@ import torch
 from oracles import make, texts
 from torch import nn
 
+from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.curvature.gram import GramMatrices, gram_matrices
+from hf_zoo.curvature.saved import gram_on_disk
 from hf_zoo.errors import ModelError
+from hf_zoo.linear_layers import linear_layers
+from hf_zoo.methods.regmean import input_axes
 
 
 def test_a_text_models_matrices_leave_padding_out():
@@ -63,6 +67,56 @@ def test_a_head_tied_to_the_table_has_its_matrix_under_the_tables_name():
     gram, rows = gram_matrices(model, [batch], dtype=torch.float64)
     assert gram["bert.embeddings.word_embeddings.weight"].shape == (16, 16)
     assert rows["bert.embeddings.word_embeddings.weight"] == int(texts()["attention_mask"].sum())
+
+
+def test_weights_stored_as_inputs_by_outputs_have_their_matrices_too():
+    model, _, batch = make("gpt2")
+    gram, rows = gram_matrices(model, [batch], dtype=torch.float64)
+    shown = batch["attention_mask"].bool()
+    block = model.transformer.h[0]
+    with torch.no_grad():
+        ids = batch["input_ids"]
+        x = model.transformer.wte(ids) + model.transformer.wpe(torch.arange(ids.shape[1]))
+        x = block.ln_1(x)[shown]
+    name = "transformer.h.0.attn.c_attn.weight"
+    assert rows[name] == len(x)
+    torch.testing.assert_close(gram[name], x.T @ x / len(x), rtol=1e-12, atol=1e-14)
+    width = model.config.n_embd
+    sizes = {"attn.c_attn": width, "attn.c_proj": width, "mlp.c_fc": width, "mlp.c_proj": 4 * width}
+    found = {name.removeprefix("transformer.h.0.").removesuffix(".weight"): len(gram[name]) for name in gram}
+    assert sizes.items() <= found.items()
+    assert not {"transformer.wpe.weight", "transformer.h.0.ln_1.weight"} & set(gram)
+    # what is saved fits the weights, and tells which of their sides the inputs are
+    on_disk, _, left_out = gram_on_disk(model, gram, rows)
+    assert not left_out
+    axes = input_axes(CheckpointReader.of(model.state_dict(), "model"), CheckpointReader.of(on_disk, "gram"))
+    assert {axis for name, axis in axes.items() if ".h." in name} == {0}
+    assert axes["transformer.wte.weight"] == 1
+
+
+def test_linear_layers_are_known_by_what_they_compute():
+    class Product(nn.Module):
+        def __init__(self, answer):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4, 6))
+            self.answer = answer
+
+        def forward(self, x):
+            return self.answer(x, self.weight)
+
+    model = nn.ModuleDict({
+        "linear": nn.Linear(4, 6),
+        "in_by_out": Product(lambda x, w: x @ w),
+        "out_by_in": Product(lambda x, w: x @ w.T),
+        "bent": Product(lambda x, w: (x @ w).relu()),
+        "scaled": Product(lambda x, w: 2 * (x @ w)),
+        "pair": Product(lambda x, w: (x @ w, x)),
+        "table": nn.Embedding(4, 6),
+        "inside": nn.Sequential(nn.Linear(6, 4)),
+    }).train()
+    assert linear_layers(model) == {"linear": 1, "in_by_out": 0, "out_by_in": 1, "inside.0": 1}
+    assert all(module.training for module in model.modules())
+    assert not model["in_by_out"].weight.any()
 
 
 def test_a_model_without_linear_layers_is_refused():
