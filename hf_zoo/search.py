@@ -161,7 +161,7 @@ def search(recipe: MergeRecipe) -> Found:
     bare = replace(recipe, search=None)
     plan = plan_merge(bare, [candidate_recipe(bare, values) for values in _tried_first(recipe)])
     space = Space.of(spec, len(plan.members))
-    name = recipe.name or f"{plan.name}-searched"
+    name = recipe.name or f"{plan.name}-tuned"
     folder = Path(recipe.output) / f"{name}-search"
     ends = [candidate_recipe(bare, values) for values in space.ends()]
     for end in ends:

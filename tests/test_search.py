@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,13 +20,14 @@ from hf_zoo.errors import DataError, MergeError, RecipeError
 from hf_zoo.files import weights_digest
 from hf_zoo.merge import main
 from hf_zoo.merging import run_merge
+from hf_zoo.planning import plan_merge
 from hf_zoo.population import Manifest
 from hf_zoo.recipe.grid import canonical, digest
 from hf_zoo.recipe.loader import build_recipe, load_recipe
 from hf_zoo.recipe.schema import DataSpec, FinetuneRecipe, MergeRecipe, ObjectiveSpec, TokenizerSpec
 from hf_zoo.recipe.search import RangeSpec, SearchSpec, apply_settings
 from hf_zoo.sampling import Space, num_candidates, sample
-from hf_zoo.search import search
+from hf_zoo.search import Bench, search
 
 BODY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
 NAMES = ("bad", "good")
@@ -162,6 +164,14 @@ def test_the_best_recipe_makes_the_merge_again_to_the_byte(zoo, by_loss):
     assert not run_merge(load_recipe(file, MergeRecipe)).made  # the same merge
     made = run_merge(again)
     assert weights_digest(made.folder) == weights_digest(outcome.folder)
+
+
+@pytest.mark.parametrize("method", ["ties", "slerp", "dare", "average"])
+def test_a_candidate_in_memory_has_the_bits_that_are_written(zoo, method):
+    recipe = replace(recipe_of(zoo, {"method": ["ties"]}, method=method, evaluate=False, seed=3), search=None)
+    tensors = Bench(plan_merge(recipe)).merge(recipe)
+    written = load_file(run_merge(recipe).folder / "model.safetensors")
+    torch.testing.assert_close(tensors, written, rtol=0, atol=0)
 
 
 def test_methods_and_their_parameters_move_together(zoo, by_loss):
