@@ -220,7 +220,7 @@ def test_an_unknown_hyper_parameter_is_refused(setting):
 
 
 def test_an_unknown_method_answers_with_the_nearest():
-    with pytest.raises(MergeError, match=r"unknown method 'averge' \(did you mean 'average'\?\): known are average"):
+    with pytest.raises(MergeError, match=r"unknown method 'averge' \(did you mean 'average'\?\): known are "):
         get_method("averge")
 
 
