@@ -17,11 +17,7 @@ from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import CheckpointError, MergeError
 from hf_zoo.inputs import MemberTensors, MergeInputs, read_finite, some_names
 from hf_zoo.methods.base import Need, Paper, TensorwiseMethod, per_member, weighted_mean
-
-# Ridge on Gram matrices of unit diagonal that draws to the members' mean: 1e-8 is less than what rounding the result
-# to float32 changes, and settles inputs that no member uses.
-RIDGE = 1e-8
-RIDGE_GROWTH = 10.0
+from hf_zoo.regression import Regression, require_regression
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +50,7 @@ class RegMean(TensorwiseMethod):
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.off_diagonal <= 1:
-            raise MergeError(f"off_diagonal must be in [0, 1], got {self.off_diagonal}")
-        weights = self.weights
-        if weights is not None and not (all(0 <= w < math.inf for w in weights) and sum(weights) > 0):
-            raise MergeError(f"weights must be finite, none negative and their sum above 0, got {list(weights)}")
+        require_regression(self.off_diagonal, self.weights)
 
     def check(self, inputs: MergeInputs) -> None:
         """Also refuse Gram matrices of other models and a wrong number of weights.
@@ -110,25 +102,11 @@ class RegMean(TensorwiseMethod):
         assert inputs.gram is not None
         weights = per_member(self.weights or 1.0, inputs, "regmean: weights")
         first = overview[tensors.name] == 0
-        total_II = answers_OI = mean_OI = torch.empty(0)
+        regression = Regression(self.off_diagonal)
         for index, (member, weight) in enumerate(zip(tensors, weights, strict=True)):
-            weight_OI = _matrix(member.double(), first)
-            gram_II = self._shrunk(_read_gram(inputs, index, tensors.name)) * weight
-            if index:
-                total_II.add_(gram_II)
-                answers_OI.addmm_(weight_OI, gram_II)
-                mean_OI.add_(weight_OI, alpha=weight)
-            else:
-                total_II, answers_OI, mean_OI = gram_II, weight_OI @ gram_II, weight_OI * weight
-        mean_OI.div_(sum(weights))
-        merged_OI = mean_OI + _solve(total_II, answers_OI - mean_OI @ total_II)
+            regression.add(_matrix(member, first), _read_gram(inputs, index, tensors.name), weight)
+        merged_OI = regression.solution()
         return (merged_OI.T if first else merged_OI).reshape(tensors.shape)
-
-    def _shrunk(self, gram_II: Tensor) -> Tensor:
-        diagonal_I = gram_II.diagonal().clone()
-        shrunk_II = gram_II * self.off_diagonal
-        shrunk_II.diagonal().copy_(diagonal_I)
-        return shrunk_II
 
 
 def input_axes(weights: CheckpointReader, gram: CheckpointReader) -> dict[str, int]:
@@ -188,19 +166,3 @@ def _read_gram(inputs: MergeInputs, index: int, name: str) -> Tensor:
             f"{gram.place(name)} has a negative entry on its diagonal, a mean of squares: estimate it again"
         )
     return gram_II
-
-
-def _solve(gram_II: Tensor, rest_OI: Tensor) -> Tensor:
-    """Return `rest_OI @ inverse(gram_II)`, small where the matrix says nothing."""
-    lengths_I = gram_II.diagonal().sqrt()
-    lengths_I = torch.where(lengths_I == 0, torch.ones_like(lengths_I), lengths_I)
-    unit_II = gram_II / lengths_I / lengths_I[:, None]
-    ridge = RIDGE
-    while True:
-        ridged_II = unit_II.clone()
-        ridged_II.diagonal().add_(ridge)
-        factor_II, failed = torch.linalg.cholesky_ex(ridged_II)
-        if not int(failed):
-            return torch.cholesky_solve((rest_OI / lengths_I).T, factor_II).T / lengths_I
-        # Rounding to float32 may leave a Gram matrix of few rows with eigenvalues just below zero.
-        ridge *= RIDGE_GROWTH
