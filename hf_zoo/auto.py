@@ -16,7 +16,7 @@ from hf_zoo.errors import MergeError, ModelError, PopulationError, nearest
 from hf_zoo.ingredients import Ingredient, open_ingredient
 from hf_zoo.joining import join, statistics_for, task_reader
 from hf_zoo.population import MANIFEST_FILE, Manifest, Parent, Reference
-from hf_zoo.presenting import keeps_tokens, present
+from hf_zoo.presenting import in_one_order, keeps_tokens, present
 from hf_zoo.recipe.binding import bind
 from hf_zoo.recipe.schema import MergeRecipe
 from hf_zoo.structure import class_of
@@ -75,11 +75,13 @@ class AutoMergedModel:
             return _load(str(members), auto_class, kind, subfolder)
         if subfolder is not None:
             raise MergeError("`subfolder` is for one repo: write `repo#subfolder` for a member of a list")
-        ingredients = [open_ingredient(member) for member in members]
+        ingredients = tuple(open_ingredient(member) for member in members)
         if not ingredients:
             raise MergeError("there is no member to merge: give a list of folders or org/name")
         root = None if base is None else open_ingredient(base)
         trunk_alone = _wants_trunk(ingredients, auto_class)
+        if not trunk_alone:
+            ingredients, root = in_one_order(ingredients, root)
         joined = join(ingredients, trunk_alone, root, kind)
         merger = joined.merger(method, hyperparameters, source=f"AutoMergedModel, method {method!r}")
         needed = statistics_for(merger.needs, ingredients, trunk_alone, root)
@@ -167,20 +169,20 @@ def _remake(
     text: str, manifest: Manifest, subfolder: str | None, auto_class: str | None, dtype: torch.dtype | None
 ) -> PreTrainedModel:
     """Make a merge again from the commits its manifest names."""
+    recipe = bind({key: value for key, value in manifest.recipe.items() if key != "data"}, MergeRecipe, text, "recipe")
+    if recipe.slices or (recipe.tokenizer is not None and not keeps_tokens(recipe.tokenizer)):
+        raise PopulationError(
+            f"{text}: made of blocks or tokens of several models: it can be loaded only with its weights"
+        )
     named = [(parent, _pinned(text, parent)) for parent in manifest.parents]
     members = tuple(ingredient for parent, ingredient in named if parent.role == "member")
     base = next((ingredient for parent, ingredient in named if parent.role == "base"), None)
-    recipe = bind({key: value for key, value in manifest.recipe.items() if key != "data"}, MergeRecipe, text, "recipe")
     name, parameters, rules = recipe.method, recipe.parameters, recipe.rules
     chosen = (manifest.method.get("report") or {}).get("places")
     if chosen is not None:  # the choice was made on data; what was chosen is known
         members = tuple(members[place] for place in chosen)
         name, parameters = "average", {}
     heads_apart = manifest.auto_class == "AutoModel" and bool(manifest.tasks)
-    if recipe.slices or (recipe.tokenizer is not None and not keeps_tokens(recipe.tokenizer)):
-        raise PopulationError(
-            f"{text}: made of blocks or tokens of several models: it can be loaded only with its weights"
-        )
     members, base = present(dataclasses.replace(recipe, tokenizer=None), members, base, heads_apart)
     trunk_alone = heads_apart or auto_class == "AutoModel"
     joined = join(members, trunk_alone, base, dtype or _dtype(recipe.dtype), recipe.extras)

@@ -51,10 +51,26 @@ def present(
     if heads_apart:
         firsts = {one.task: one for one in reversed(members)}
         return tuple(_with_classes_of(firsts[one.task], one) for one in members), base
-    first = heads_of(recipe, members)[0]
-    members = [_with_classes_of(first, one) if _same_classes(first, one) else one for one in members]
-    base = _with_classes_of(first, base) if base is not None and _same_classes(first, base) else base
-    return _stack(recipe, members, base) if recipe.slices else (tuple(members), base)
+    members, base = in_one_order(members, base, heads_of(recipe, members)[0])
+    return _stack(recipe, members, base) if recipe.slices else (members, base)
+
+
+def in_one_order(
+    members: Sequence[Ingredient], base: Ingredient | None, first: Ingredient | None = None
+) -> tuple[tuple[Ingredient, ...], Ingredient | None]:
+    """Bring the classes of models that have the same ones into one order; leave models with others as they are.
+
+    Args:
+        members: The members.
+        base: The model task vectors are taken against.
+        first: Whose order; null for the first member's.
+    """
+    first = first or members[0]
+    shown = [
+        None if one is None else _with_classes_of(first, one) if _same_classes(first, one) else one
+        for one in (*members, base)
+    ]
+    return tuple(one for one in shown[:-1] if one is not None), shown[-1]
 
 
 def heads_of(recipe: MergeRecipe, members: Sequence[Ingredient]) -> tuple[Ingredient, ...]:

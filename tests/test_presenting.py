@@ -1,6 +1,7 @@
 """Stacks, vocabularies and orders of classes through the whole merge job: every tensor and row against its source."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from test_vocabulary import bpe, save, word_piece
 
-from hf_zoo.errors import MergeError
+from hf_zoo.auto import AutoMergedModel
+from hf_zoo.errors import MergeError, PopulationError
 from hf_zoo.files import weights_digest
 from hf_zoo.merge import main
 from hf_zoo.merging import run_merge
@@ -373,11 +375,23 @@ def test_classes_in_another_order_are_brought_into_the_firsts(tmp_path, method):
     model = loaded(permuted.folder, transformers.AutoModelForSequenceClassification)
     assert model.config.id2label == dict(enumerate(labels))
     assert model.config.label2id == {label: number for number, label in enumerate(labels)}
+    at_once = AutoMergedModel.from_pretrained([one, other], method)
+    torch.testing.assert_close(at_once.state_dict(), model.state_dict(), **EXACT)
     if method == "average":
         first = tensors(tmp_path / "one")
         for name in head:
             torch.testing.assert_close(tensors(permuted.folder)[name], (first[name] + state[name]) / 2)
     assert [parent.sha256 for parent in permuted.manifest.parents][1] == weights_digest(tmp_path / "other")
+
+
+def test_a_merge_with_joined_tokens_is_not_made_again_of_its_parents(tmp_path, berts):
+    outcome = merged(tmp_path, members=[str(berts["one"]), str(berts["two"])], tokenizer="union")
+    (outcome.folder / "model.safetensors").unlink()
+    manifest = Manifest.read(outcome.folder)
+    on_a_hub = tuple(replace(parent, repo=f"org/{parent.repo}") for parent in manifest.parents)
+    manifest.replace(parents=on_a_hub).write(outcome.folder)
+    with pytest.raises(PopulationError, match="blocks or tokens of several models: it can be loaded only with its"):
+        AutoMergedModel.from_pretrained(str(outcome.folder))
 
 
 def test_the_bases_head_is_reordered_too(tmp_path):
