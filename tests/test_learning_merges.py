@@ -75,6 +75,28 @@ def test_trunks_of_two_tasks_are_learned_with_each_tasks_head(method, parameters
         assert report[kind] == pytest.approx(entropies, abs=1e-5)
 
 
+def test_linear_layers_are_merged_block_by_block_on_each_tasks_samples(population):
+    merges = [
+        run_merge(test_merging.merge_recipe(population, method=method, parameters=parameters, name=method))
+        for method, parameters in (("regmean_plus", {"batch_size": 8}), ("average", {}))
+    ]
+    report = merges[0].manifest.method["report"]["regression"]
+    assert set(report["samples"]) == {"sst", "mnli"}
+    merged, mean = (load_file(one.folder / "model.safetensors") for one in merges)
+    model = transformers.AutoModel.from_pretrained(merges[0].folder)
+    linear = {
+        f"{path}.weight"
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "pooler" not in path
+    }
+    assert linear
+    assert {name for name in mean if not torch.allclose(mean[name], merged[name], atol=1e-6)} - linear <= {
+        "pooler.dense.weight"
+    }
+    assert linear <= {name for name in mean if not torch.equal(mean[name], merged[name])}
+    assert report["solved"] >= len(linear)
+
+
 def test_the_same_recipe_gives_the_same_bytes(population):
     first = run_merge(soup_recipe(population, num_threads=1)).folder / "model.safetensors"
     second = run_merge(soup_recipe(population, num_threads=3, name="again")).folder / "model.safetensors"

@@ -75,6 +75,7 @@ SETTINGS = [
     Setting("ram"),
     Setting("ram", {"rescale": 0.1, "scope": "tensor"}),
     Setting("regmean"),
+    Setting("regmean_plus"),
     Setting("sce"),
     Setting("sce", {"select_topk": 1.0, "normalize": True, "tie": "positive"}),
     Setting("slerp"),
