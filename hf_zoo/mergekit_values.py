@@ -48,7 +48,7 @@ def recipe_value(value: Any, slices: Sequence[Mapping[str, Any]] | None = None) 
         slices: The merge's slices with their sources; needed where the value differs between them.
 
     Returns:
-        A scalar, a list with one value a member, or a mapping of which the first key that fits a tensor counts.
+        A scalar, a list with one value a member, or a mapping of which the most particular key counts.
     """
     if not isinstance(value, Mapping):
         return value
@@ -60,7 +60,7 @@ def recipe_value(value: Any, slices: Sequence[Mapping[str, Any]] | None = None) 
         return _of_slices(content, slices)
     if kind == "layers":
         return {"blocks": {"blocks": list(content)}, "otherwise": content[0]}
-    return {_pattern(text): recipe_value(one) for text, one in content}
+    return {pattern: recipe_value(one) for pattern, one in _patterns(content)}
 
 
 def mapped_value(value: Any, function: Callable[[Any], Any]) -> Any:
@@ -99,10 +99,22 @@ def _of_slices(values: Sequence[Any], slices: Sequence[Mapping[str, Any]]) -> di
 
 def _at_depth(value: Any, depth: float) -> Any:
     if isinstance(value, Mapping) and "filters" in value:
-        return {_pattern(text): _at_depth(one, depth) for text, one in value["filters"]}
+        return {pattern: _at_depth(one, depth) for pattern, one in _patterns(value["filters"])}
     return value_at(value, "", depth)
 
 
-def _pattern(text: str) -> str:
-    """Return a regular expression that finds a text, and is no other key of a recipe."""
-    return "otherwise" if text == "*" else f"(?:{re.escape(text)})"
+def _patterns(filters: Sequence[Sequence[Any]]) -> list[tuple[str, Any]]:
+    """Return filters as keys of a recipe, written so that only the first that fits a tensor does.
+
+    `*` fits what no earlier filter does; filters behind it never count.
+    """
+    written: list[tuple[str, Any]] = []
+    earlier: list[str] = []
+    for text, value in filters:
+        if text == "*":
+            return [*written, ("otherwise", value)]
+        excluded = "".join(f"(?!.*{one})" for one in earlier)
+        pattern = re.escape(text)
+        written.append((f"^{excluded}.*{pattern}" if excluded else f"(?:{pattern})", value))
+        earlier.append(pattern)
+    return written

@@ -4,13 +4,15 @@ Whatever varies, the outcome is a partition: the tensors fall into parts, and ea
 plain values. So every method can vary in every hyper-parameter without knowing of it. A method that looks at whole
 models (TIES trims over the whole task vector) looks at its part.
 
-A value is a number; a list with one value a member; or a mapping, of which the first key that fits a tensor counts:
+A value is a number; a list with one value a member; or a mapping, of which the most particular key that fits a tensor
+counts, whatever their order: a regular expression, then `block 5` and `blocks 0-3`, then `heads` and `embeddings`,
+then `blocks`, then `otherwise`. Two of one kind that fit a tensor with different values are refused.
 
     density:
+      attention\.output: 0.4       # any key that is none of the others: a regular expression, searched in the name
+      blocks 0-3: 0.2             # or `block 5`
       embeddings: 0.9             # what comes before the first block
       heads: 1.0
-      blocks 0-3: 0.2             # or `block 5`
-      attention\.output: 0.4       # any other key: a regular expression, searched in the tensor's name
       blocks: [0.1, 0.3, 0.9]     # a gradient: from the first block to the last, linear in between
       otherwise: 0.5
 """
@@ -21,7 +23,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 from torch import Tensor
@@ -177,18 +179,33 @@ def value_at(value: Any, name: str, places: Places, path: str) -> Any:
         A plain value, a list of them, or null where no key fits: then the method's default holds.
 
     Raises:
-        RecipeError: If a key or a gradient cannot be understood.
+        RecipeError: If a key or a gradient cannot be understood, or two keys of one kind fit with different values.
     """
     if isinstance(value, list | tuple):
         return [value_at(one, name, places, path) for one in value]
     if not isinstance(value, Mapping):
         return value
+    fitting: dict[int, dict[str, Any]] = {}
     for key, content in value.items():
         if key == "blocks" and isinstance(content, list | tuple):
-            return _along(content, places.depth(name), f"{path}.blocks")
-        if _fits(str(key), places, f"{path}: ")(name):
-            return value_at(content, name, places, f"{path}.{key}")
-    return None
+            fitting.setdefault(_rank(key), {})[key] = _along(content, places.depth(name), f"{path}.blocks")
+        elif _fits(str(key), places, f"{path}: ")(name):
+            fitting.setdefault(_rank(str(key)), {})[str(key)] = value_at(content, name, places, f"{path}.{key}")
+    if not fitting:
+        return None
+    found = fitting[min(fitting)]
+    if any(other != one for one, other in pairwise(found.values())):
+        raise RecipeError(
+            "merge recipe",
+            [f"{path}: {' and '.join(map(repr, found))} both fit {name!r}, with different values: let one fit it"],
+        )
+    return next(iter(found.values()))
+
+
+def _rank(key: str) -> int:
+    """Return how particular a key is, 0 for the most."""
+    ranks = {"embeddings": 2, "heads": 2, "blocks": 3, "otherwise": 4}
+    return ranks.get(key, 1 if _RANGE.fullmatch(key) else 0)
 
 
 def _varies(value: Any) -> bool:

@@ -59,11 +59,14 @@ def test_two_stacks_have_depths_of_their_own():
         ({"embeddings": 0.1, "otherwise": 0.2}, "norm.weight", 0.2),
         ({"heads": 0.1}, "norm.weight", None),
         ({"heads": 0.1}, "head.weight", 0.1),
-        ({"block 3": 1, "blocks 0-2": 2, "blocks": 3}, "layers.3.mlp.weight", 1),
+        ({"blocks": 3, "block 3": 1, "blocks 0-2": 2}, "layers.3.mlp.weight", 1),
         ({"block 3": 1, "blocks 0-2": 2, "blocks": 3}, "layers.2.mlp.weight", 2),
         ({"block 3": 1, "blocks 0-2": 2, "blocks": 3}, "layers.4.mlp.weight", 3),
         ({r"mlp\.weight$": 7, "otherwise": 8}, "layers.4.mlp.weight", 7),
-        ({"otherwise": 8, r"mlp\.weight$": 7}, "layers.4.mlp.weight", 8),  # the first that fits counts
+        ({"otherwise": 8, r"mlp\.weight$": 7}, "layers.4.mlp.weight", 7),  # order does not count
+        ({"blocks": 3, "embeddings": 2, "block 4": 1, "mlp": 0}, "layers.4.mlp.weight", 0),
+        ({"blocks": 3, "embeddings": 2, "block 4": 1, "mlp": 0}, "layers.4.attention.weight", 1),
+        ({"mlp": 5, "layers": 5}, "layers.4.mlp.weight", 5),
         # 5 blocks at depths 0, 1/4, 1/2, 3/4, 1; three values at 0, 1/2, 1
         ({"blocks": [0, 1, 5]}, "layers.1.mlp.weight", 0.5),
         ({"blocks": [0, 1, 5]}, "layers.3.mlp.weight", 3.0),
@@ -84,6 +87,7 @@ def test_a_value_at_a_tensor(places, value, name, wanted):
         ({"blocks": []}, r"parameters\.x\.blocks: a gradient is a list of numbers"),
         ({"blocks": [1, "two"]}, r"parameters\.x\.blocks: a gradient"),
         ({"(": 1}, r"'\(' is neither one of embeddings, heads, blocks, otherwise"),
+        ({"norm": 1, "weight": 2}, r"parameters\.x: 'norm' and 'weight' both fit 'norm.weight', with different values"),
     ],
 )
 def test_a_value_that_cannot_be_understood_is_refused(places, value, message):
