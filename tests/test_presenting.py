@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import test_merging
 import torch
 import transformers
 import yaml
@@ -12,12 +13,15 @@ from test_vocabulary import bpe, save, word_piece
 
 from hf_zoo.auto import AutoMergedModel
 from hf_zoo.errors import MergeError, PopulationError
+from hf_zoo.evaluation import evaluate_member
 from hf_zoo.files import weights_digest
 from hf_zoo.merge import main
 from hf_zoo.merging import run_merge
-from hf_zoo.population import MANIFEST_FILE, Manifest
+from hf_zoo.population import MANIFEST_FILE, Manifest, Member
 from hf_zoo.recipe.loader import build_recipe
-from hf_zoo.recipe.schema import MergeRecipe
+from hf_zoo.recipe.schema import DataSpec, MergeRecipe
+
+population, texts, tokenizer = test_merging.population, test_merging.texts, test_merging.tokenizer
 
 WORDS = {"one": ["cat", "bird", "fish", "dog"], "two": ["fish", "cat", "horse", "bird"], "base": ["cat", "dog", "egg"]}
 PAIRS = {
@@ -557,3 +561,30 @@ def test_a_dry_run_of_a_stack_shows_its_sources(tmp_path, llamas, capsys):
     for name in ("one", "two"):
         assert weights_digest(llamas[name])[:12] in out
     assert not (tmp_path / "merges").exists()
+
+
+def test_members_shown_otherwise_are_measured_as_they_are(population, texts):
+    """One member has its classes turned round and a word of its own: nothing of that changes what is measured."""
+    folders = [population / name for name in ("zoo-000", "zoo-001")]
+    data = DataSpec(path=str(texts / "sst"), validation_split="validation", max_length=16)
+    model = transformers.BertForSequenceClassification.from_pretrained(folders[1])
+    own = transformers.AutoTokenizer.from_pretrained(folders[1])
+    own.add_tokens(["zebra"])
+    model.resize_token_embeddings(len(own), mean_resizing=False)
+    names = [model.config.id2label[place] for place in (1, 0)]
+    model.config.id2label, model.config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    with torch.no_grad():
+        for tensor in (model.classifier.weight, model.classifier.bias):
+            tensor.copy_(tensor.flip(0))
+    model.save_pretrained(folders[1])
+    own.save_pretrained(folders[1])
+    Manifest.read(folders[1]).replace(sha256=weights_digest(folders[1])).write(folders[1])
+    outcome = merged(population.parent, members=[str(folder) for folder in folders], tokenizer="union", evaluate=True)
+    records = {record["model"]: record for record in outcome.manifest.results}
+    merge = Member(Manifest.read(folders[0]), folder=outcome.folder)
+    for name, member in (("zoo-000", folders[0]), ("zoo-001", folders[1]), ("made", merge)):
+        found = evaluate_member(member, data)
+        for split in ("validation", "test"):
+            for metric in ("loss", "accuracy"):
+                assert records[name][f"{split}_{metric}"] == pytest.approx(found[split][metric], abs=1e-6), name
+    assert "zebra" in vocabulary(outcome.folder)
