@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+# What libraries and training leave in a model's folder and is never published.
+PRIVATE_FOLDERS = frozenset({"__pycache__", "runs", "wandb", "trackio"})
 CHUNK_BYTES = 1 << 20
 CLOCK_GRAIN_NS = 2_000_000_000
 MAX_DIGESTS = 10_000

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_zoo.errors import MergeError, nearest
+from hf_zoo.files import PRIVATE_FOLDERS
 from hf_zoo.finding import find_base, find_members
 from hf_zoo.ingredients import STATISTICS_FOLDER, Ingredient, check_one_label_space, check_one_trunk
 from hf_zoo.inputs import MergeInputs
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_NAME = 64
-RESERVED = frozenset({SNAPSHOT_FOLDER, STATISTICS_FOLDER})  # sub-folders of a repo with a meaning of their own
+# Sub-folders of a repo with a meaning of their own, or that are not published.
+FOLDER_NAME = re.compile(r"(?!checkpoint-)\w[\w.-]*")
+RESERVED = PRIVATE_FOLDERS | {SNAPSHOT_FOLDER, STATISTICS_FOLDER}
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,9 @@ def _heads_apart(recipe: MergeRecipe, members: Sequence[Ingredient]) -> bool:
     unknown = [str(member.reference) for member in members if member.task is None]
     if unknown:
         raise MergeError(f"{unknown[0]}: no manifest says its task, so its head has no name: set `heads: merge`")
-    reserved = [task for task in tasks if task in RESERVED or not re.fullmatch(r"\w[\w.-]*", task or "")]
+    reserved = [
+        task for task in tasks if task in RESERVED or not re.fullmatch(r"(?!checkpoint-)\w[\w.-]*", task or "")
+    ]
     if reserved:
         raise MergeError(f"task {reserved[0]!r} cannot be the name of a sub-folder: name the task otherwise")
     return True

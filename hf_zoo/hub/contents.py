@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import get_token
 
 from hf_zoo.errors import HubError
-from hf_zoo.files import CHUNK_BYTES
+from hf_zoo.files import CHUNK_BYTES, PRIVATE_FOLDERS
 from hf_zoo.population import POPULATION_FILE, SNAPSHOT_FOLDER
 
 # A repo holds what loads and describes a model. Everything else stays here, above all pickles and what only training
@@ -30,7 +30,7 @@ PUBLISHED_SUFFIXES = frozenset({
     ".yaml",
     ".yml",
 })
-_PRIVATE_FOLDERS = frozenset({SNAPSHOT_FOLDER, "__pycache__", "runs", "wandb", "trackio"})
+_PRIVATE_FOLDERS = PRIVATE_FOLDERS | {SNAPSHOT_FOLDER}
 _PRIVATE_FILES = re.compile(
     r"(training_args|trainer_state|optimizer|scheduler|scaler|rng_state)[\w-]*\.\w+|checkpoint-.*"
 )
