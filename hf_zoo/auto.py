@@ -177,21 +177,23 @@ def _remake(
     named = [(parent, _pinned(text, parent)) for parent in manifest.parents]
     members = tuple(ingredient for parent, ingredient in named if parent.role == "member")
     base = next((ingredient for parent, ingredient in named if parent.role == "base"), None)
-    name, parameters, rules = recipe.method, recipe.parameters, recipe.rules
-    chosen = (manifest.method.get("report") or {}).get("places")
-    if chosen is not None:  # the choice was made on data; what was chosen is known
-        members = tuple(members[place] for place in chosen)
-        name, parameters = "average", {}
     heads_apart = manifest.auto_class == "AutoModel" and bool(manifest.tasks)
     members, base = present(dataclasses.replace(recipe, tokenizer=None), members, base, heads_apart)
-    trunk_alone = heads_apart or auto_class == "AutoModel"
-    joined = join(members, trunk_alone, base, dtype or _dtype(recipe.dtype), recipe.extras)
-    merger = joined.merger(name, parameters, rules, f"{text}: {MANIFEST_FILE}")
-    needed = statistics_for(merger.needs, members, trunk_alone, base)
+    joined = join(members, heads_apart, base, dtype or _dtype(recipe.dtype), recipe.extras)
+    merger = joined.merger(recipe.method, recipe.parameters, recipe.rules, f"{text}: {MANIFEST_FILE}")
+    needed = statistics_for(merger.needs, members, heads_apart, base)
     kind = getattr(torch, recipe.compute_dtype)
-    tensors = dict(merger.merge(joined.inputs(seed=recipe.seed, dtype=kind, **needed)))
+    recalled = manifest.method.get("choices") or {}
+    inputs = joined.inputs(seed=recipe.seed, dtype=kind, recalled=recalled, **needed)
+    try:
+        merger.check(inputs)
+    except MergeError as error:
+        raise PopulationError(f"{text}: it can be loaded only with its weights, not made again: {error}") from error
+    tensors = dict(merger.merge(inputs))
     if subfolder is None:
-        return _stock(members[0], trunk_alone, tensors)
+        if auto_class == "AutoModel" and not heads_apart:
+            tensors = {alone: tensors[own] for own, alone in members[0].structure.trunk.items()}
+        return _stock(members[0], heads_apart or auto_class == "AutoModel", tensors)
     own = [member for member in members if member.task == subfolder]
     if not heads_apart or not own:
         raise MergeError(f"{text}: no task {subfolder!r}{nearest(subfolder, manifest.tasks)}: it has {manifest.tasks}")

@@ -29,7 +29,7 @@ PIECE_ENTRIES = 1 << 17
 
 @dataclass(frozen=True, kw_only=True)
 class MergeInputs:
-    """Everything a merge may use. Nothing in it is written to but `report`.
+    """Everything a merge may use. Nothing in it is written to but `report` and `choices`.
 
     Attributes:
         members: The models to merge, alike in names and shapes.
@@ -45,7 +45,9 @@ class MergeInputs:
         seed: Seed of methods that draw.
         device: Where to compute.
         dtype: Type to compute in: float32 or float64.
+        recalled: What methods chose on data when this very merge was made before: they take it and need no data.
         report: What a method has to tell about its choices; goes into the manifest.
+        choices: What methods chose on data, in JSON's types, to be recalled; goes into the manifest.
     """
 
     members: tuple[CheckpointReader, ...]
@@ -61,7 +63,9 @@ class MergeInputs:
     seed: int = 0
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    recalled: Mapping[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, members: Sequence[CheckpointReader], dtype: torch.dtype | None = None, **others: Any) -> MergeInputs:

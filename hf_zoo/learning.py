@@ -113,10 +113,10 @@ class Mixture:
             mixed[name] = tensor if self.offset is None else self.offset[name] + tensor
         return mixed
 
-    def by_name(self, coefficients_GK: Tensor) -> dict[str, tuple[float, ...]]:
+    def by_name(self, coefficients_GK: Tensor) -> dict[str, list[float]]:
         """Return name on disk -> the members' coefficients, of the tensors the merge makes from them."""
         values = coefficients_GK.detach().cpu().double().expand(len(self.names), -1).tolist()
-        return {name: tuple(own) for names, own in zip(self.names, values, strict=True) for name in names}
+        return {name: own for names, own in zip(self.names, values, strict=True) for name in names}
 
     def backward(self, coefficients_GK: Tensor, batches: Sequence[Mapping[str, Tensor]], objective: Objective) -> None:
         """Add the gradient of the sum of all tasks' objectives, each on one batch, to the coefficients' own.

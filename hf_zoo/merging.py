@@ -249,6 +249,8 @@ def _manifest(plan: MergePlan, inputs: MergeInputs, folder: Path, trials: Sequen
     method = plan.merger.describe()
     if inputs.report:
         method["report"] = _renamed(inputs.report, {str(one.reference): one.label for one in plan.members})
+    if inputs.choices:
+        method["choices"] = inputs.choices
     loading: dict[str, Any] = {"heads": "one a task, in sub-folders" if plan.heads_apart else "merged like the trunk"}
     if plan.heads_apart and first.structure.absent:
         loading["absent from the trunk, as the members have none"] = list(first.structure.absent)

@@ -32,7 +32,7 @@ class Learned:
         thresholds: Least magnitude that is kept, one a member; null keeps all.
     """
 
-    coefficients: Mapping[str, tuple[float, ...]]
+    coefficients: Mapping[str, list[float]]
     thresholds: tuple[float, ...] | None
 
 
@@ -106,9 +106,7 @@ class AdaMerging(ElementwiseMethod):
     def overview(self, inputs: MergeInputs) -> Learned:
         """Learn the coefficients; `inputs.report` says what they are and how far the entropy fell."""
         thresholds = self._thresholds(inputs)
-        mixture = Mixture.of_task_vectors(inputs, lambda tensors: _vectors(tensors, thresholds))
-        with torch.enable_grad():
-            return Learned(self._learn(mixture, inputs), thresholds)
+        return Learned(self.chosen(inputs, lambda: self._learn(inputs, thresholds)), thresholds)
 
     def blend(self, pieces: MemberTensors, survey: Learned) -> Tensor:
         """Return the base plus the weighted task vectors; the members' mean of tensors nothing was learned about."""
@@ -122,7 +120,9 @@ class AdaMerging(ElementwiseMethod):
             return None
         return least_kept(list(inputs.floating()), (self.density,) * len(inputs.members))
 
-    def _learn(self, mixture: Mixture, inputs: MergeInputs) -> Mapping[str, tuple[float, ...]]:
+    @torch.enable_grad()
+    def _learn(self, inputs: MergeInputs, thresholds: tuple[float, ...] | None) -> Mapping[str, list[float]]:
+        mixture = Mixture.of_task_vectors(inputs, lambda tensors: _vectors(tensors, thresholds))
         rows = len(mixture.names) if self.granularity == "layer" else 1
         initial_K = torch.tensor(per_member(self.initial, inputs, "adamerging: initial"), device=mixture.device)
         raw_GK = initial_K.repeat(rows, 1).requires_grad_()

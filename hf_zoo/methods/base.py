@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from hf_zoo.shards import TensorInfo
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+T = TypeVar("T")
+
 
 class Need(Enum):
     """What a method cannot do without besides the members; the value says it in words."""
@@ -41,6 +43,7 @@ class Need(Enum):
     GRAM = "Gram matrices of every member"
 
 
+CHOSEN_BY = frozenset({Need.SCORE, Need.DATA})  # not needed where the choice is recalled
 NEED_FIELDS = {
     Need.BASE: "base",
     Need.SCORE: "score",
@@ -150,11 +153,29 @@ class Method(ABC):
         if count < fewest or (most is not None and count > most):
             wanted = f"{fewest}" if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
             raise MergeError(f"{self.name()} merges {wanted} members, got {count}: {_sources(inputs.members)}")
-        for need in sorted(self.needs, key=lambda need: need.name):
+        needs = self.needs - CHOSEN_BY if self._place(inputs) in inputs.recalled else self.needs
+        for need in sorted(needs, key=lambda need: need.name):
             if getattr(inputs, NEED_FIELDS[need]) is None:
                 raise MergeError(
                     f"{self.name()} needs {need.value}, and there is none: give it or choose another method"
                 )
+
+    def chosen(self, inputs: MergeInputs, choose: Callable[[], T]) -> T:
+        """Return what a method chooses on data; what it chose then, where a merge is made again.
+
+        Args:
+            inputs: The merge's inputs; the choice is noted in them.
+            choose: Makes the choice, in JSON's types, and reports on it. It must say all that the method makes of the
+                data, for the merge to be the same without them.
+        """
+        place = self._place(inputs)
+        value = inputs.recalled[place] if place in inputs.recalled else choose()
+        inputs.choices[place] = value
+        return value
+
+    def _place(self, inputs: MergeInputs) -> str:
+        """Return what a choice is noted under: several methods, or one with several values, may share a merge."""
+        return f"{self.name()}: {min(inputs.layout, default='')}"
 
     def describe(self) -> dict[str, Any]:
         """Return what a manifest and a card say of the method and its hyper-parameters."""
@@ -381,6 +402,25 @@ def mean_of(members: Sequence[CheckpointReader], source: str, layout: Mapping[st
         return weighted_mean(read_finite(member, name) for member in members).to(dtype)
 
     return CheckpointReader(source, layout, read, {})
+
+
+def completed(part: CheckpointReader, inputs: MergeInputs) -> CheckpointReader:
+    """Return a whole model to be scored: tensors that another method makes are the mean of the members that have them.
+
+    Args:
+        part: The tensors a method makes, as it would make them.
+        inputs: The method's inputs.
+    """
+    having: dict[str, list[CheckpointReader]] = {}
+    for member in inputs.members:
+        for name in member:
+            having.setdefault(name, []).append(member)
+    layout = {name: owners[0].layout[name] for name, owners in having.items()} | dict(part.layout)
+
+    def read(name: str) -> Tensor:
+        return part[name] if name in part else mean_of(having[name], part.source, layout)[name]
+
+    return CheckpointReader(part.source, layout, read, {})
 
 
 def _sources(members: Sequence[CheckpointReader]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_zoo.inputs import MergeInputs
-from hf_zoo.methods.base import Method, Need, Paper, mean_of
+from hf_zoo.methods.base import Method, Need, Paper, completed, mean_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,11 @@ class GreedySoup(Method):
     def merge(self, inputs: MergeInputs) -> Iterator[tuple[str, Tensor]]:
         """Choose the members, then give their mean; `inputs.report` says who was chosen and why."""
         self.check(inputs)
+        accepted = self.chosen(inputs, lambda: self._choose(inputs))
+        return iter(mean_of([inputs.members[index] for index in accepted], "soup", inputs.layout).items())
+
+    def _choose(self, inputs: MergeInputs) -> list[int]:
+        """Return the places of the members that were taken, and report on it."""
         names = [member.source for member in inputs.members]
         alone = [score_of(inputs, [index]) for index in range(len(names))]
         order = self._order(alone, inputs)
@@ -58,11 +63,10 @@ class GreedySoup(Method):
             "order": [names[index] for index in order],
             "steps": [{"member": names[index], "score": value, "accepted": kept} for index, value, kept in steps],
             "accepted": [names[index] for index in accepted],
-            "places": list(accepted),
             "score": score,
         })
         logger.info("greedy soup: %d of %d members, score %.4f", len(accepted), len(names), score)
-        return iter(mean_of([inputs.members[index] for index in accepted], "soup", inputs.layout).items())
+        return accepted
 
     def _order(self, alone: Sequence[float], inputs: MergeInputs) -> list[int]:
         if self.order == "random":
@@ -75,7 +79,8 @@ class GreedySoup(Method):
 def score_of(inputs: MergeInputs, chosen: Sequence[int]) -> float:
     """Return the held-out score of some members' mean, which is computed tensor by tensor."""
     assert inputs.score is not None
-    return inputs.score(mean_of([inputs.members[index] for index in chosen], "soup", inputs.layout))
+    soup = mean_of([inputs.members[index] for index in chosen], "soup", inputs.layout)
+    return inputs.score(completed(soup, inputs))
 
 
 def greedy_choice(

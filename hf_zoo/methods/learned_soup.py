@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Coefficients = Mapping[str, tuple[float, ...]]
+Coefficients = Mapping[str, list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +78,15 @@ class LearnedSoup(ElementwiseMethod):
 
     def overview(self, inputs: MergeInputs) -> Coefficients:
         """Learn every tensor's coefficients; `inputs.report` says what they are and what they brought."""
-        mixture = Mixture.of_members(inputs)
-        with torch.enable_grad():
-            return self._learn(mixture, inputs)
+        return self.chosen(inputs, lambda: self._learn(inputs))
 
     def blend(self, pieces: MemberTensors, survey: Coefficients) -> Tensor:
         """Return the members' weighted mean; tensors that nothing was learned about get the plain one."""
         return weighted_mean(pieces, survey.get(pieces.name))
 
-    def _learn(self, mixture: Mixture, inputs: MergeInputs) -> Coefficients:
+    @torch.enable_grad()
+    def _learn(self, inputs: MergeInputs) -> Coefficients:
+        mixture = Mixture.of_members(inputs)
         rows = len(mixture.names) if self.granularity == "tensor" else 1
         raw_GK = torch.zeros(rows, mixture.num_members, device=mixture.device, requires_grad=True)
         log_betas = torch.zeros(len(mixture.trials), device=mixture.device, requires_grad=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError
 from hf_zoo.inputs import MemberTensors, MergeInputs
-from hf_zoo.methods.base import ElementwiseMethod, Need, Paper
+from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, completed
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,17 @@ class WiseFt(ElementwiseMethod):
 
     def overview(self, inputs: MergeInputs) -> float:
         """Return how far to go; with a grid, every place on it is scored, computed tensor by tensor."""
-        if self.grid is None:
-            return self.alpha
+        return self.alpha if self.grid is None else self.chosen(inputs, lambda: self._best(inputs))
+
+    def blend(self, pieces: MemberTensors, survey: float) -> Tensor:
+        """Return the point's entries."""
+        start, end = pieces.base if self.start == "base" else pieces[0], pieces[len(pieces) - 1]
+        wide = torch.promote_types(start.dtype, end.dtype)
+        return torch.lerp(start.to(wide), end.to(wide), survey)
+
+    def _best(self, inputs: MergeInputs) -> float:
         assert inputs.score is not None  # `Method.check` has refused otherwise
+        assert self.grid is not None
         places = sorted({0.0, 1.0, *self.grid})
         scores = [inputs.score(self._line(inputs, alpha)) for alpha in places]
         level = [(1 - alpha) * scores[0] + alpha * scores[-1] for alpha in places]
@@ -66,14 +74,8 @@ class WiseFt(ElementwiseMethod):
         logger.info("wise_ft: best of %d places at alpha %g, score %.4f", len(places), best, max(scores))
         return best
 
-    def blend(self, pieces: MemberTensors, survey: float) -> Tensor:
-        """Return the point's entries."""
-        start, end = pieces.base if self.start == "base" else pieces[0], pieces[len(pieces) - 1]
-        wide = torch.promote_types(start.dtype, end.dtype)
-        return torch.lerp(start.to(wide), end.to(wide), survey)
-
     def _line(self, inputs: MergeInputs, alpha: float) -> CheckpointReader:
-        """Return the model at a place, every tensor computed when it is asked for."""
+        """Return the model at a place, to be scored, every tensor computed when it is asked for."""
 
         def read(name: str) -> Tensor:
             dtype = inputs.layout[name].dtype
@@ -81,4 +83,4 @@ class WiseFt(ElementwiseMethod):
                 return inputs.members[0][name]
             return self.blend(inputs.tensors(name), alpha).to("cpu", dtype)
 
-        return CheckpointReader(f"line at {alpha:g}", inputs.layout, read, {})
+        return completed(CheckpointReader(f"line at {alpha:g}", inputs.layout, read, {}), inputs)

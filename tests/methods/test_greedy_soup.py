@@ -17,7 +17,7 @@ def soup(values, score=None, **parameters):
     members = [CheckpointReader.of({"w": torch.tensor([value])}, f"m{i}") for i, value in enumerate(values)]
     inputs = MergeInputs.of(members, score=score or (lambda tensors: -abs(float(tensors["w"][0]) - TARGET)))
     merged = dict(GreedySoup(**parameters).merge(inputs))
-    return float(merged["w"][0]), inputs.report
+    return float(merged["w"][0]), inputs.report | {"choices": inputs.choices}
 
 
 def test_members_are_tried_from_the_best_and_kept_if_the_mean_rises():
@@ -26,7 +26,7 @@ def test_members_are_tried_from_the_best_and_kept_if_the_mean_rises():
     assert value == pytest.approx(1.25)
     assert report["order"] == ["m2", "m0", "m1"]
     assert report["accepted"] == ["m2", "m0"]
-    assert report["places"] == [2, 0]
+    assert report["choices"] == {"greedy_soup: w": [2, 0]}
     assert report["scores"] == {"m0": -1.0, "m1": -2.0, "m2": -0.5}
     assert [(step["member"], step["accepted"]) for step in report["steps"]] == [("m0", True), ("m1", False)]
     assert report["score"] == pytest.approx(-0.25)
@@ -86,3 +86,19 @@ def test_a_random_order_comes_from_the_seed():
 def test_an_unknown_order_is_refused():
     with pytest.raises(RecipeError, match=r"parameters\.order: expected one of score, given, random"):
         make_method("greedy_soup", {"order": "scores"})
+
+
+def test_a_part_of_a_model_is_scored_in_the_whole():
+    members = [
+        CheckpointReader.of({"w": torch.tensor([value]), "other": torch.tensor([other])}, f"m{i}")
+        for i, (value, other) in enumerate([(2.0, 4.0), (0.5, 8.0)])
+    ]
+    seen = []
+
+    def score(tensors):
+        seen.append((float(tensors["w"]), float(tensors["other"])))
+        return -abs(seen[-1][0] - TARGET)
+
+    inputs = MergeInputs.of(members, score=score).only(["w"])
+    assert dict(GreedySoup().merge(inputs)) == {"w": torch.tensor([1.25])}
+    assert seen == [(2.0, 6.0), (0.5, 6.0), (1.25, 6.0)]  # the others' mean meanwhile

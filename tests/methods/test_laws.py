@@ -13,7 +13,7 @@ from hf_zoo.checkpoint import CheckpointReader, write_checkpoint
 from hf_zoo.errors import CheckpointError, MergeError, RecipeError
 from hf_zoo.files import sha256_of
 from hf_zoo.inputs import MergeInputs
-from hf_zoo.methods.base import NEED_FIELDS, Need, get_method, list_methods, make_method
+from hf_zoo.methods.base import CHOSEN_BY, NEED_FIELDS, Need, get_method, list_methods, make_method
 from hf_zoo.shards import TensorInfo
 
 FAMILIES = ["bert", "vit", "resnet", "gpt2"]
@@ -199,6 +199,23 @@ def test_a_member_that_is_not_finite_is_refused_by_name(setting, value, reader):
     members = [CheckpointReader.of(tensors, f"org/member-{i}") for i, tensors in enumerate(good)]
     with pytest.raises(CheckpointError, match=rf"org/member-{bad}: tensor '{name}' .*1 (NaN|infinite) of 320"):
         merge(setting, members)
+
+
+@laws
+def test_what_was_chosen_on_data_makes_the_same_merge_without_them(setting, reader):
+    method = make_method(setting.method, setting.parameters)
+    inputs = make_inputs(setting, [reader("bert", seed) for seed in (1, 2, 3)])
+    merged = dict(method.merge(inputs))
+    assert bool(inputs.choices) <= bool(method.needs & CHOSEN_BY)
+    recalled = json.loads(json.dumps(inputs.choices))
+    without = dataclasses.replace(inputs, score=None, trials=None, recalled=recalled, report={}, choices={})
+    if method.needs & CHOSEN_BY and not recalled:  # all weights come of the data
+        with pytest.raises(MergeError, match="needs"):
+            method.check(without)
+        return
+    for name, tensor in method.merge(without):
+        torch.testing.assert_close(tensor, merged[name], rtol=0, atol=0)
+    assert without.choices == recalled
 
 
 @laws
