@@ -25,8 +25,8 @@ from benchmarks.quality.sentiment_data import SETS, prepare
 FOLDER = Path(__file__).parent / "sentiment"
 RUNS = Path("runs/sentiment")
 EXPERTS = tuple(task for task in SETS if task != "imdb")
-STAGES = ("base", "experts", "joint")
-NUM_CHOOSE, NUM_REPORT = 250, 1000  # samples of each validation split to choose by, of each test split to report
+STAGES = {"base": 1, "experts": len(EXPERTS), "joint": 1}  # members a seed
+NUM_CHOOSE, NUM_REPORT = 200, 600  # samples of each validation split to choose by, of each test split to report
 SWEPT = ("task_arithmetic", "gradient_matching")
 COMPARED = {"average": {}, "fisher": {}, "task_arithmetic": {"scale": 1.0}, "gradient_matching": {"scale": 1.0}}
 NO_QUESTION = {  # methods that can be run on any members, but answer another question
@@ -46,14 +46,14 @@ def candidates() -> list[dict[str, Any]]:
     return found
 
 
-def shared(seed: int, **more: Any) -> Any:
-    """Return the merge recipe of a seed."""
+def shared(seed: int, population: str = "sentiment-experts", **more: Any) -> Any:
+    """Return the merge recipe of a seed's experts."""
     from hf_zoo.population import Population
     from hf_zoo.recipe.loader import build_recipe
     from hf_zoo.recipe.schema import MergeRecipe
 
     content = yaml.safe_load((FOLDER / "merge.yaml").read_text())
-    experts = Population.open(RUNS / "sentiment-experts").where(seed=seed)
+    experts = Population.open(RUNS / population).where(seed=seed)
     by_task = {member.manifest.task: str(member.folder) for member in experts}
     content |= {
         "members": [by_task[task] for task in EXPERTS],
@@ -70,6 +70,29 @@ def choose(seed: int) -> list[dict[str, Any]]:
 
     found = search(shared(seed, search={"over": {"candidate": candidates()}}, num_eval=NUM_CHOOSE, evaluate=False))
     return [{**record, "values": record["values"]["candidate"]} for record in found.records]
+
+
+def strong(seed: int) -> list[dict[str, Any]]:
+    """Return the table of a few candidates of experts far from their base; nothing is chosen by it."""
+    from hf_zoo.search import search
+
+    scales = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5)
+    tried = [{"method": "average"}, {"method": "fisher"}, {"method": "fisher", "parameters.floor": 1e-12}]
+    tried += [{"method": method, "parameters.scale": scale} for method in SWEPT for scale in scales]
+    over = {"candidate": tried}
+    found = search(shared(
+        seed, "sentiment-strong", name=f"strong-{seed}", search={"over": over}, num_eval=2 * NUM_CHOOSE, evaluate=False
+    ))  # fmt: skip
+    return [{**record, "values": record["values"]["candidate"]} for record in found.records]
+
+
+def strong_report(tables: Sequence[Any]) -> Iterator[str]:
+    """Yield a table of the candidates of `strong`."""
+    yield "| merge of far experts | validation accuracy, mean of five |"
+    yield "|---|---|"
+    for records in zip(*tables, strict=True):
+        told = ", ".join(f"{key} {value:g}" for key, value in chosen(records[0]).items())
+        yield f"| `{records[0]['values']['method']}` {told} | {spread([record['score'] for record in records])} |"
 
 
 def best_of(table: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -93,9 +116,7 @@ def compare(seed: int, best: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
 
     joint = str(RUNS / f"sentiment-joint/sentiment-joint-{seed:03d}")
     parameters = {method: chosen(record) for method, record in best.items()}
-    recipe = shared(
-        seed, method="all", parameters=parameters, joint=joint, num_eval=NUM_REPORT, evaluate=False, search=None
-    )
+    recipe = shared(seed, method="all", parameters=parameters, joint=joint, num_eval=NUM_REPORT)
     rows = {"base": base_row(seed, recipe)}
     for row in run_contest(recipe).rows:
         expert = row["kind"] == "member"
@@ -191,17 +212,28 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder a set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--mismatch", action="store_true", help="also measure the gradients left unmatched")
+    parser.add_argument("--strong", action="store_true", help="also merge experts far from their base")
     arguments = parser.parse_args()
     from hf_zoo.finetune import main as finetune
 
     prepare(arguments.data, RUNS / "data")
-    for stage in STAGES:
-        if finetune([str(FOLDER / f"{stage}.yaml")]):
+    for stage, each in STAGES.items():
+        members = ",".join(str(seed * each + place) for seed in arguments.seeds for place in range(each))
+        if finetune([str(FOLDER / f"{stage}.yaml"), f"members={members}"]):
             return 1
-    tables = [choose(seed) for seed in arguments.seeds]
-    rows = [compare(seed, best_of(table)) for seed, table in zip(arguments.seeds, tables, strict=True)]
+    tables, rows = [], []
+    for seed in arguments.seeds:
+        tables.append(choose(seed))
+        rows.append(compare(seed, best_of(tables[-1])))
     left = [mismatch(seed) for seed in arguments.seeds] if arguments.mismatch else []
     print("\n".join(report(arguments.seeds, tables, rows, left)))
+    if arguments.strong:
+        members = ",".join(
+            str(seed * len(EXPERTS) + place) for seed in arguments.seeds for place in range(len(EXPERTS))
+        )
+        if finetune([str(FOLDER / "strong.yaml"), f"members={members}"]):
+            return 1
+        print("\n".join(["", *strong_report([strong(seed) for seed in arguments.seeds])]))
     return 0
 
 
