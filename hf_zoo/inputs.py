@@ -136,14 +136,18 @@ class MemberTensors(Sequence[Tensor]):
 
     def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._read(self.inputs.members[index])
+            return [self.of_member(i) for i in range(*index.indices(len(self)))]
+        return self.of_member(index)
 
     def __len__(self) -> int:
         return len(self.inputs.members)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
+
+    def of_member(self, index: int) -> Tensor:
+        """Return a member's tensor."""
+        return self._read(self.inputs.members[index])
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from hf_zoo.errors import MergeError
+from hf_zoo.methods.base import require_shares
 
 # Ridge on Gram matrices of unit diagonal that draws to the members' mean: 1e-8 is less than what rounding the result
 # to float32 changes, and settles inputs that no member uses.
@@ -64,8 +63,7 @@ def require_regression(off_diagonal: float, weights: tuple[float, ...] | None) -
     """
     if not 0 <= off_diagonal <= 1:
         raise MergeError(f"off_diagonal must be in [0, 1], got {off_diagonal}")
-    if weights is not None and not (all(0 <= w < math.inf for w in weights) and sum(weights) > 0):
-        raise MergeError(f"weights must be finite, none negative and their sum above 0, got {list(weights)}")
+    require_shares(weights)
 
 
 def shrunk(gram_II: Tensor, off_diagonal: float) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,15 +136,9 @@ class _Probed(MemberTensors):
         self.probed = probed
         self.step = step
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        own = super().__getitem__(index)
+    def of_member(self, index: int) -> Tensor:
+        """Return a member's entries, moved if it is the probed one."""
+        own = super().of_member(index)
         return own + self.step * _movement(own, self) if index % len(self) == self.probed else own
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -359,6 +360,16 @@ def per_member(value: float | Sequence[float], inputs: MergeInputs, what: str) -
             f"{what} needs one value a member: got {len(value)} for {count} members: {_sources(inputs.members)}"
         )
     return tuple(float(one) for one in value)
+
+
+def require_shares(weights: Sequence[float] | None) -> None:
+    """Refuse weights that say no shares of a mean; null, for equal ones, is well.
+
+    Raises:
+        MergeError: If one is negative or not finite, or they have no positive sum.
+    """
+    if weights is not None and not (all(0 <= one < math.inf for one in weights) and sum(weights) > 0):
+        raise MergeError(f"weights must be finite, none negative and their sum above 0, got {list(weights)}")
 
 
 def weighted_mean(tensors: Iterable[Tensor], weights: Sequence[float] | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_zoo.errors import MergeError
 from hf_zoo.information import check_fishers, fisher_of, has_fisher, moment_of
 from hf_zoo.inputs import MemberTensors, MergeInputs
-from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, per_member, weighted_mean
+from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, per_member, require_shares, weighted_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,7 @@ class Fisher(ElementwiseMethod):
     favour_target: bool = False
 
     def __post_init__(self) -> None:
-        weights = self.weights
-        if weights is not None and not (all(0 <= w < math.inf for w in weights) and sum(weights) > 0):
-            raise MergeError(f"weights must be finite, none negative and their sum above 0, got {list(weights)}")
+        require_shares(self.weights)
         if not 0 <= self.floor < math.inf:
             raise MergeError(f"floor must be 0 or more and finite, got {self.floor}")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_zoo.errors import MergeError
 from hf_zoo.geometry import cosines, gram_matrices, mix, norms_of, note
 from hf_zoo.inputs import MemberTensors, MergeInputs
-from hf_zoo.methods.base import ElementwiseMethod, Paper, per_member
+from hf_zoo.methods.base import ElementwiseMethod, Paper, per_member, require_shares
 
 OPPOSITE = 1e-12
 
@@ -53,9 +53,7 @@ class Karcher(ElementwiseMethod):
     tolerance: float = 1e-10
 
     def __post_init__(self) -> None:
-        weights = self.weights
-        if weights is not None and not (all(0 <= one < float("inf") for one in weights) and sum(weights) > 0):
-            raise MergeError(f"weights must be finite, not negative, and some positive, got {list(weights)}")
+        require_shares(self.weights)
         if self.max_iterations < 0 or not self.tolerance > 0:
             raise MergeError(
                 "max_iterations must not be negative and tolerance be above 0, "

@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_zoo.errors import MergeError
 from hf_zoo.geometry import cosines, gram_matrices, mix, norms_of, note
 from hf_zoo.inputs import MemberTensors, MergeInputs
-from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, per_member
+from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, per_member, require_shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +40,7 @@ class Multislerp(ElementwiseMethod):
     task_vectors: bool = False
 
     def __post_init__(self) -> None:
-        weights = self.weights
-        if weights is not None and not (all(0 <= one < float("inf") for one in weights) and sum(weights) > 0):
-            raise MergeError(f"weights must be finite, not negative, and some positive, got {list(weights)}")
+        require_shares(self.weights)
         if self.task_vectors:
             object.__setattr__(self, "needs", frozenset({Need.BASE}))
 

@@ -61,7 +61,7 @@ def test_members_without_a_direction_count_with_their_length_alone():
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, -0.5), (), (float("nan"), 1.0)])
 def test_weights_without_a_mean_are_refused(weights):
-    with pytest.raises(MergeError, match="weights must be finite, not negative, and some positive"):
+    with pytest.raises(MergeError, match="weights must be finite, none negative and their sum above 0"):
         Multislerp(weights=weights)
 
 
