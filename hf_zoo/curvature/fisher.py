@@ -75,10 +75,7 @@ class DiagonalFisher:
             ModelError: If labels are missing or the model cannot be taken apart.
         """
         device = next(iter(self.parameters.values())).device
-        inputs = {
-            name: value.to(device, self.dtype if value.is_floating_point() else value.dtype)
-            for name, value in batch.items()
-        }
+        inputs = moved(batch, self.dtype, device)
         labels = inputs.pop("labels", inputs.get("input_ids") if self.objective == "causal_lm" else None)
         count = len(next(iter(inputs.values())))
         indices = np.arange(self.num_examples, self.num_examples + count) if indices is None else np.asarray(indices)
@@ -184,6 +181,13 @@ def placed(model: nn.Module, dtype: torch.dtype, device: torch.device | str | No
     return copy.deepcopy(model).to(device=device, dtype=dtype)
 
 
+def moved(batch: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Return a batch on a device, its floating tensors in a type."""
+    return {
+        name: value.to(device, dtype if value.is_floating_point() else value.dtype) for name, value in batch.items()
+    }
+
+
 @contextmanager
 def standing_still(model: nn.Module) -> Generator[None, None, None]:
     """Keep a model in evaluation mode with every floating parameter in the graph, and put it back afterwards."""
@@ -201,4 +205,4 @@ def standing_still(model: nn.Module) -> Generator[None, None, None]:
             parameter.requires_grad_(requires_grad)
 
 
-__all__ = ["DiagonalFisher", "Owner", "diagonal_fisher", "placed", "standing_still"]
+__all__ = ["DiagonalFisher", "Owner", "diagonal_fisher", "moved", "placed", "standing_still"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_zoo.curvature.fisher import placed, standing_still
+from hf_zoo.curvature.fisher import moved, placed, standing_still
 from hf_zoo.curvature.plan import run
 from hf_zoo.errors import ModelError
 from hf_zoo.linear_layers import linear_layers, watching
@@ -61,11 +61,7 @@ class GramMatrices:
             indices: Not looked at either; `DiagonalFisher` takes them.
         """
         device = next(iter(self.sums.values())).device
-        inputs = {
-            name: value.to(device, self.dtype if value.is_floating_point() else value.dtype)
-            for name, value in batch.items()
-            if name != "labels"
-        }
+        inputs = moved({name: value for name, value in batch.items() if name != "labels"}, self.dtype, device)
 
         def add_rows(path: str, x_RI: Tensor) -> None:
             name = self.layers[path]
