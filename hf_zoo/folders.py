@@ -58,7 +58,7 @@ def new_folder(folder: Path, *, replace: bool = False, resume_key: str | None = 
     try:
         yield temporary
         (temporary / KEY_FILE).unlink(missing_ok=True)
-        _sync_tree(temporary)
+        sync_tree(temporary)
         _put_in_place(temporary, folder)
     except KeyboardInterrupt:
         keep = resume_key is not None
@@ -141,7 +141,8 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
     _sync(folder.parent)
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Have a folder's files written to the disk before anything else is."""
     for path in sorted(folder.rglob("*")):
         if not path.is_symlink():
             _sync(path)

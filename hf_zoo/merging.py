@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from hf_zoo import __version__
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError
 from hf_zoo.files import json_text, weights_digest
-from hf_zoo.folders import new_folder, require_space
+from hf_zoo.folders import new_folder, require_space, sync_tree
 from hf_zoo.inputs import MergeInputs
 from hf_zoo.joining import task_reader
 from hf_zoo.lineage import measure_kinship
@@ -114,14 +115,18 @@ def _make(plan: MergePlan, found: Found | None = None) -> Manifest:
     _require_space(plan, inputs)
     if found is not None:
         inputs.report["search"] = found.report
-    with new_folder(plan.folder, resume_key=_identity(plan)) as folder:
+    with new_folder(plan.folder, resume_key=_identity(plan)) as folder, ThreadPoolExecutor(2, "aside") as aside:
+        ready = aside.submit(_import_cards)  # while the cores' threads merge
         if found is not None:
             shutil.copyfile(found.table, folder / found.table.name)
         _write_root(plan, inputs, folder)
+        ready.result()
+        aside.submit(sync_tree, folder)
+        hashed = aside.submit(weights_digest, folder)
         readers = {trial.task: _written(plan, trial.task, folder) for trial in trials}
         for task in plan.tasks if plan.heads_apart else ():
             _write_task(plan, task, folder)
-        manifest = _manifest(plan, inputs, folder, trials)
+        manifest = _manifest(plan, inputs, folder, trials).replace(sha256=hashed.result())
         if recipe.evaluate:
             results = _measure(plan, trials, readers)
             manifest = manifest.replace(results=results, metrics=_mean_metrics(results, plan.name))
@@ -132,6 +137,12 @@ def _make(plan: MergePlan, found: Found | None = None) -> Manifest:
 
         write_card(folder)
     return manifest
+
+
+def _import_cards() -> None:
+    import jinja2  # ruff: ignore[unused-import]
+
+    import hf_zoo.hub.cards  # ruff: ignore[unused-import]
 
 
 def _identity(plan: MergePlan) -> str:
@@ -274,7 +285,6 @@ def _manifest(plan: MergePlan, inputs: MergeInputs, folder: Path, trials: Sequen
         model_type=config.get("model_type"),
         library=manifests[0].library if manifests and manifests[0].library != "peft" else "transformers",
         num_parameters=_num_parameters(plan, inputs),
-        sha256=weights_digest(folder),
         license=plan.recipe.publish.license,
         language=plan.recipe.publish.language,
         versions=installed_versions(),

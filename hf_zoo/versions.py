@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+import re
+from importlib.metadata import PackageNotFoundError, distribution
 
 LIBRARIES = ("accelerate", "datasets", "hf_zoo", "peft", "safetensors", "timm", "tokenizers", "torch", "transformers")
 
@@ -12,7 +13,11 @@ def installed_versions() -> dict[str, str]:
     found = {}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            metadata = distribution(name).read_text("METADATA") or distribution(name).read_text("PKG-INFO") or ""
         except PackageNotFoundError:
             continue
+        # As `version(name)` would say, which parses the whole text, descriptions of some tens of kilobytes and all.
+        stated = re.search(r"^Version: *(\S+)", metadata, re.MULTILINE)
+        if stated is not None:
+            found[name] = stated[1]
     return found
