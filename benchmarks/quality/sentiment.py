@@ -24,6 +24,7 @@ from benchmarks.quality.sentiment_data import SETS, prepare
 
 FOLDER = Path(__file__).parent / "sentiment"
 RUNS = Path("runs/sentiment")
+TASKS = tuple(SETS)
 EXPERTS = tuple(task for task in SETS if task != "imdb")
 STAGES = {"base": 1, "experts": len(EXPERTS), "joint": 1}  # members a seed
 NUM_CHOOSE, NUM_REPORT = 200, 600  # samples of each validation split to choose by, of each test split to report
@@ -160,27 +161,38 @@ def spread(values: Sequence[float]) -> str:
 
 def report(seeds: Sequence[int], tables: Sequence[Any], rows: Sequence[Any], left: Sequence[Any]) -> Iterator[str]:
     """Yield the lines of the tables."""
+    from hf_zoo.methods.base import list_methods
+
     yield f"Test accuracy in percent, mean ± standard deviation over {len(seeds)} seeds:"
     yield ""
-    yield "| model | mean of five | mean of the four | " + " | ".join(SETS) + " | chosen (seed by seed) |"
-    yield "|---|" + "---|" * (len(SETS) + 3)
+    yield (
+        "| model | mean of five | above `average` | mean of the four | "
+        + " | ".join(SETS)
+        + " | chosen, seed by seed |"
+    )
+    yield "|---|" + "---|" * (len(SETS) + 4)
     best = [best_of(table) for table in tables]
 
-    def accuracy(name: str, task: str) -> list[float]:
-        return [row[name][task]["test_accuracy"] for row in rows]
+    def means(name: str, tasks: Sequence[str]) -> list[float]:
+        return [mean(row[name][task]["test_accuracy"] for task in tasks) for row in rows]
 
-    def line(name: str) -> tuple[float, str]:
-        per_task = {task: accuracy(name, task) for task in SETS}
-        means = [mean(values) for values in zip(*per_task.values(), strict=True)]
-        of_four = [mean(values) for values in zip(*(per_task[task] for task in EXPERTS), strict=True)]
-        told = "; ".join(", ".join(f"{k} {v}" for k, v in chosen(b[name]).items()) for b in best if name in b)
-        cells = [f"`{name}`" if name in best[0] else name, spread(means), spread(of_four)]
-        return mean(means), f"| {' | '.join(cells + [spread(per_task[task]) for task in SETS])} | {told} |"
+    def line(name: str) -> str:
+        above = [one - other for one, other in zip(means(name, TASKS), means("average", TASKS), strict=True)]
+        told = [chosen(one[name]) if name in one else {} for one in best]
+        values = [f"{key} {' / '.join(str(one.get(key)) for one in told)}" for key in told[0]]
+        is_method = name in list_methods()
+        untuned = "the paper's, not tuned" if is_method and name not in best[0] else ", ".join(values)
+        cells = [
+            f"`{name}`" if is_method else name,
+            spread(means(name, TASKS)),
+            spread(above),
+            spread(means(name, EXPERTS)),
+        ]
+        return f"| {' | '.join(cells + [spread(means(name, [task])) for task in SETS])} | {untuned} |"
 
     common = [name for name in rows[0] if all(name in row for row in rows)]
-    for name in (name for name in common if name not in best[0]):
-        yield line(name)[1]
-    yield from (text for _, text in sorted((line(name) for name in common if name in best[0]), reverse=True))
+    methods = sorted(set(common) & set(list_methods()), key=lambda name: -mean(means(name, TASKS)))
+    yield from map(line, [*(name for name in common if name not in methods), *methods])
     yield ""
     yield "Validation accuracy along `scale`, mean of the five sets and of the seeds:"
     yield ""
