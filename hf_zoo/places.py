@@ -74,9 +74,12 @@ class Places:
         return frozenset(name for name, depth in self._outside.items() if depth == 0 and name not in self.heads)
 
     def depth(self, name: str) -> float:
-        """Return how deep a tensor lies, 0 before and in the first block, 1 in the last and after it."""
+        """Return how deep a tensor lies, 0 before and in the first block, 1 in the last and after it.
+
+        A tensor no sample passes, as its class does not know it (`position_ids` of older checkpoints), lies at 0.
+        """
         block = self.blocks.get(name)
-        return self._outside[name] if block is None else block.depth
+        return self._outside.get(name, 0.0) if block is None else block.depth
 
     @cached_property
     def _outside(self) -> dict[str, float]:

@@ -87,7 +87,10 @@ def test_a_value_at_a_tensor(places, value, name, wanted):
         ({"blocks": []}, r"parameters\.x\.blocks: a gradient is a list of numbers"),
         ({"blocks": [1, "two"]}, r"parameters\.x\.blocks: a gradient"),
         ({"(": 1}, r"'\(' is neither one of embeddings, heads, blocks, otherwise"),
-        ({"norm": 1, "weight": 2}, r"parameters\.x: 'norm' and 'weight' both fit 'norm.weight', with different values"),
+        (
+            {"norm": 1, "weight": 2},
+            r"parameters\.x: 'norm' and 'weight' both fit 'norm.weight', with different values",
+        ),
     ],
 )
 def test_a_value_that_cannot_be_understood_is_refused(places, value, message):
@@ -184,3 +187,11 @@ def test_extras_are_averaged_over_those_that_have_them(places):
     merged = dict(merger.merge(MergeInputs(members=members, layout=layout)))
     torch.testing.assert_close(merged["extra.weight"], torch.full((2,), 2.0))
     assert len(merged) == len(NAMES) + 1
+
+
+def test_a_tensor_its_class_does_not_know_lies_before_the_blocks():
+    order = [name for name in NAMES if name != "embed.weight"]
+    places = Places(NAMES, lambda: order, lambda: ["head.weight"])
+    assert places.depth("embed.weight") == 0
+    assert places.embeddings == frozenset()
+    assert value_at({"blocks": [2, 4], "otherwise": 9}, "embed.weight", places, "density") == 2
