@@ -69,7 +69,15 @@ def measure_kinship(
     """
     every = readers if base is None else [*readers, base[1]]
     names = _sampled(layout, every)
-    labels = [one.label for one in ingredients] + ([] if base is None else [base[0].label])
+    labels = _told_apart([one.label for one in ingredients])
+    parents = {
+        label: parent.sha256
+        for label, one in zip(labels, ingredients, strict=True)
+        if one.manifest is not None
+        for parent in one.manifest.parents
+        if parent.role == "parent" and parent.sha256 is not None
+    }
+    labels += [] if base is None else [base[0].label]
     with one_thread_an_operation():
         directions = torch.stack([
             _direction(one, names) for one in (readers if base is None else [*readers, base[1]])
@@ -83,14 +91,12 @@ def measure_kinship(
     else:
         pairs = [(0, place) for place in range(1, count)]
     cosines = {(labels[one], labels[other]): table[one][other] for one, other in pairs} if names else {}
-    parents = {
-        one.label: parent.sha256
-        for one in ingredients
-        if one.manifest is not None
-        for parent in one.manifest.parents
-        if parent.role == "parent" and parent.sha256 is not None
-    }
     return Kinship(cosines, parents)
+
+
+def _told_apart(labels: Sequence[str]) -> list[str]:
+    """Number labels that several models have: folders in different places may be called the same."""
+    return [f"{label} (member {i})" if labels.count(label) > 1 else label for i, label in enumerate(labels, 1)]
 
 
 def _sampled(layout: Mapping[str, TensorInfo], readers: Sequence[CheckpointReader]) -> list[str]:

@@ -59,3 +59,14 @@ def test_with_a_base_each_member_is_compared_with_it():
 def test_models_without_a_matrix_in_common_say_nothing(base):
     tensors = [{"norm": torch.ones(4)}, {"norm": torch.zeros(4)}]
     assert kinship(tensors, base).strangers == []
+
+
+def test_models_of_one_name_do_not_hide_each_other():
+    parent = weights(0)
+    tensors = [weights(1, parent, 0.1), weights(2), weights(3, parent, 0.1)]
+    readers = [CheckpointReader.of(one, f"runs/{i}/final") for i, one in enumerate(tensors)]
+    found = measure_kinship([ingredient("final")] * 3, readers, readers[0].layout)
+    assert [told.partition(":")[0] for told in found.strangers] == [
+        "final (member 1) and final (member 2)",
+        "final (member 2) and final (member 3)",
+    ]
