@@ -103,9 +103,10 @@ def run_works(works: Callable[[], Iterable[Work]], put: Put, num_threads: int | 
             return
         with ThreadPoolExecutor(count, "merge") as pool:
             futures = [pool.submit(work.run, put) for work in ordered]
-            done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in waiting:
-                future.cancel()
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            finally:  # also when interrupted: leaving the pool waits for all that was not cancelled
+                pool.shutdown(wait=False, cancel_futures=True)
             for future in done:
                 future.result()
 

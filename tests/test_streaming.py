@@ -1,7 +1,9 @@
 """Merges written by several threads: the same bytes as one thread's, and nothing left behind by a failure."""
 
+import _thread
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import CheckpointError
 from hf_zoo.files import sha256_of
 from hf_zoo.inputs import PIECE_ENTRIES, MergeInputs
+from hf_zoo.methods.base import Work
 from hf_zoo.places import Places
-from hf_zoo.streaming import write_merge
+from hf_zoo.streaming import run_works, write_merge
 from hf_zoo.varying import plan_parts
 
 SHAPES = {"a": (3, PIECE_ENTRIES), "b": (PIECE_ENTRIES // 2 + 7,), "c": (5, 4), "d": (), "empty": (0, 3)}
@@ -145,3 +148,17 @@ def random_members(shapes):
 def merger_of(members):
     base, *rest = members
     return merger("dare", members, election="total"), MergeInputs.of(rest, base=base)
+
+
+def test_an_interrupt_leaves_the_parts_that_wait_unmade():
+    made = []
+
+    def run(put):
+        made.append(0)
+        if len(made) == 1:
+            _thread.interrupt_main()  # what Ctrl-C does
+        time.sleep(0.05)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_works(lambda: [Work(1, run)] * 40, lambda name, start, piece: None, 2)
+    assert len(made) < 20  # 40 parts take a second on two threads, an interrupt a fraction of it
