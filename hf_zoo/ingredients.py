@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 STATISTICS_FOLDER = "statistics"
 TOKENIZER_FILE = "tokenizer.json"
 NOT_OF_THE_PROCESSOR = frozenset({"config.json", "adapter_config.json", MANIFEST_FILE, "population.json"})
+# Indices of weights, and what trainers leave behind: of one member, and not true of a merge.
+NOTES_OF_TRAINING = re.compile(r"\.index\.json$|^trainer_state|^training_args|^optimizer|^results|_results\.json$")
 PROCESSOR_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".py"})
 
 
@@ -161,7 +163,7 @@ class Ingredient:
             if path.is_file()
             and path.suffix in PROCESSOR_SUFFIXES
             and path.name not in NOT_OF_THE_PROCESSOR
-            and not re.search(r"\.index\.json$|^trainer_state|^optimizer|^results", path.name)
+            and not NOTES_OF_TRAINING.search(path.name)
         }
 
 
@@ -173,8 +175,27 @@ def open_ingredient(text: str | Path | Member) -> Ingredient:
 
     Raises:
         PopulationError: If there is no such folder, snapshot or sub-folder.
+        MergeError: If its config cannot be read, or its weights are quantized.
         HubError: If a Hub does not give it.
     """
+    opened = _opened(text)
+    path = opened.folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, OSError) as error:
+        raise MergeError(f"{opened.reference}: its config.json cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise MergeError(f"{opened.reference}: its config.json is no mapping: save the model again")
+    if content.get("quantization_config"):
+        kind = dict(content["quantization_config"]).get("quant_method", "unknown")
+        raise MergeError(
+            f"{opened.reference} is quantized ({kind}): its tensors are codes, whose mean is no weight: name "
+            "the model it was made from, or save it dequantized"
+        )
+    return opened
+
+
+def _opened(text: str | Path | Member) -> Ingredient:
     if isinstance(text, Member):
         where = str(text.folder) if text.folder is not None else str(text.repo)
         return Ingredient(Reference(where), text.path(), text.manifest, text.commit)

@@ -102,6 +102,8 @@ def join(
     if not trunk_alone:
         check_one_label_space(ingredients)
     members = [one.trunk if trunk_alone else one.reader for one in ingredients]
+    for reader in (*members, *(() if base is None else (base.reader,))):
+        _refuse_float8(reader)
     owners = {} if extras == "refuse" else _owners(members)
     common = [name for name in members[0] if name not in owners]
     alike = [one.select({name: name for name in common}) for one in members] if owners else members
@@ -188,6 +190,15 @@ def _statistics(ingredient: Ingredient, kind: str, trunk_alone: bool) -> Checkpo
     return reader.select({alone: own for own, alone in ingredient.structure.trunk.items() if own in reader})
 
 
+def _refuse_float8(reader: CheckpointReader) -> None:
+    """Refuse weights of one byte: without the scales they were divided by they are not the model's."""
+    for name, info in reader.layout.items():
+        if info.dtype.is_floating_point and info.dtype.itemsize == 1:
+            raise MergeError(
+                f"{reader.place(name)} is {info}: weights of one byte are not merged. Save the model in bfloat16 first"
+            )
+
+
 def _owners(members: Sequence[CheckpointReader]) -> dict[str, tuple[int, ...]]:
     """Return the tensors only some members have, in the order they are first met, with those that have them."""
     every = dict.fromkeys(name for member in members for name in member)
@@ -222,10 +233,21 @@ def _untrained(
         )
     fresh = {module for one in ingredients if one.manifest for module in one.manifest.loading.get("fresh", ())}
     begun_anew = [name for name in names if name in root and name.rpartition(".")[0] in fresh]
-    untrained = tuple(name for name in names if name in {*missing, *unlike, *begun_anew})
+    of_others = places.heads if _tells_others_apart(base, ingredients[0]) else frozenset()
+    untrained = tuple(name for name in names if name in {*missing, *unlike, *begun_anew, *of_others})
     if untrained:
         logger.info(
             "%d tensors the base %s lacks or never trained are averaged: %s",
             len(untrained), base.reference, some_names(untrained),
         )  # fmt: skip
     return untrained
+
+
+def _tells_others_apart(base: Ingredient, member: Ingredient) -> bool:
+    """Whether the base names other classes than its children: then they cannot have gone on with its head."""
+    if "id2label" not in base.config or sorted(base.labels) == sorted(member.labels):
+        return False
+    from hf_zoo.axes import label_axes
+    from hf_zoo.structure import class_of
+
+    return bool(label_axes(*class_of(member.folder)))

@@ -102,10 +102,11 @@ def plan_merge(recipe: MergeRecipe, others: Sequence[MergeRecipe] = ()) -> Merge
         others: Recipes of the same members that `MergePlan.of` will be asked for: the base is kept where one needs it.
 
     Raises:
-        ZooError: If a task, member, method or hyper-parameter is unknown, or members do not fit together.
+        ZooError: If a task, member, method, hyper-parameter or device is unknown, or members do not fit together.
     """
     if recipe.method == EVERY_METHOD:
         raise MergeError("`method: all` compares methods: use `hf-zoo merge`, or hf_zoo.contest.run_contest")
+    _check_device(recipe.device)
     sources = find_members(recipe)
     root = find_base(recipe, sources, any(map(_asks_for_base, (recipe, *others))))
     heads_apart = _heads_apart(recipe, sources)
@@ -188,6 +189,14 @@ def inputs_of(plan: MergePlan, trials: Sequence[Trial]) -> MergeInputs:
         dtype=getattr(torch, recipe.compute_dtype),
         **statistics_for(plan.merger.needs, plan.members, plan.heads_apart, plan.base),
     )
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch built without the device
+        reason = str(error).partition("\n")[0]
+        raise MergeError(f"device: {name!r} cannot be used on this machine, set `device: cpu`: {reason}") from error
 
 
 def _heads_apart(recipe: MergeRecipe, members: Sequence[Ingredient]) -> bool:

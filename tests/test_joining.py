@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hf_zoo.errors import MergeError
+from hf_zoo.errors import MergeError, RecipeError
 from hf_zoo.merging import run_merge
 from hf_zoo.population import Manifest
 from hf_zoo.recipe.loader import build_recipe
@@ -156,3 +156,67 @@ def test_a_merge_of_weights_imports_no_more_than_torch(folders, tmp_path):
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[-1] == "0 []"
     assert len(weights(tmp_path / "merged")) == len(weights(folders["m1"]))
+
+
+def named(folder, target, **changes):
+    """Save a model again with its config changed."""
+    copy_with(folder, target, lambda tensors: None)
+    content = json.loads((target / "config.json").read_text()) | changes
+    (target / "config.json").write_text(json.dumps(content))
+    return target
+
+
+def test_a_head_for_other_classes_is_averaged_though_it_has_the_shape(folders, tmp_path):
+    base = named(folders["m1"], tmp_path / "nli", id2label={"0": "yes", "1": "no", "2": "maybe"})
+    members = {name: named(folders[name], tmp_path / name, id2label={"0": "a", "1": "b", "2": "c"}) for name in
+               ("m1", "m2")}  # fmt: skip
+    outcome = merge(tmp_path, members | {"base": base}, method="task_arithmetic", base="base")
+    one, two, merged = (weights(folder) for folder in (*members.values(), outcome.folder))
+    torch.testing.assert_close(merged["classifier.weight"], (one["classifier.weight"] + two["classifier.weight"]) / 2)
+    reported = outcome.manifest.method["report"]["averaged, as the base lacks or never trained them"]
+    assert set(reported) == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "is quantized \\(gptq\\): its tensors are codes",
+        ),
+        (None, "config.json cannot be read"),
+    ],
+)
+def test_a_config_that_weights_cannot_be_read_by_is_refused(config, message, folders, tmp_path):
+    other = named(folders["m2"], tmp_path / "other", **(config or {}))
+    if config is None:
+        (other / "config.json").write_text("{oops")
+    with pytest.raises(MergeError, match=message):
+        merge(tmp_path, folders, ("m1", other))
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_one_byte_are_refused_by_name(folders, tmp_path):
+    def shrink(tensors):
+        tensors["classifier.weight"] = tensors["classifier.weight"].to(torch.float8_e4m3fn)
+
+    other = copy_with(folders["m2"], tmp_path / "small", shrink)
+    with pytest.raises(MergeError, match=r"small: tensor 'classifier\.weight' in model\.safetensors is float8_e4m3fn"):
+        merge(tmp_path, folders, ("m1", other))
+
+
+def test_what_a_trainer_left_behind_is_not_carried_over(folders, tmp_path):
+    first = copy_with(folders["m1"], tmp_path / "first", lambda tensors: None)
+    for name in ("eval_results.json", "training_args.json", "trainer_state.json", "preprocessor_config.json"):
+        (first / name).write_text("{}")
+    outcome = merge(tmp_path, folders, (first, "m2"))
+    left = {path.name for path in outcome.folder.glob("*.json")}
+    assert left == {"config.json", "preprocessor_config.json", "zoo.json"}
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_made(folders, tmp_path):
+    with pytest.raises(MergeError, match="device: 'cuda:77' cannot be used on this machine"):
+        merge(tmp_path, folders, device="cuda:77")
+    with pytest.raises(RecipeError, match="num_threads: must be 1 or more"):
+        merge(tmp_path, folders, num_threads=0)
+    assert not (tmp_path / "out").exists()

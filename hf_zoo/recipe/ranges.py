@@ -89,6 +89,8 @@ RANGES = {
     "diagnostics.batch_size": COUNT,
     "eval_batch_size": COUNT,
     "num_eval": COUNT,
+    "num_threads": COUNT,
+    "max_shard_size": POSITIVE,
 }
 
 
