@@ -22,6 +22,8 @@ extras = {
 }
 extras["dev"] = [*extras["quality"], *extras["search"], *extras["test"], "tensorboard"]
 
+PACKAGES_BESIDE = {f"hf_zoo.{name.replace('/', '.')}": name for name in BESIDE}
+
 setup(
     name="hf_zoo",
     version=VERSION,
@@ -30,8 +32,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["hf_zoo", "hf_zoo.*"]), *(f"hf_zoo.{name.replace('/', '.')}" for name in BESIDE)],
-    package_dir={f"hf_zoo.{name.replace('/', '.')}": name for name in BESIDE},
+    packages=[*find_packages(include=["hf_zoo", "hf_zoo.*"]), *PACKAGES_BESIDE],
+    package_dir=PACKAGES_BESIDE,
     package_data={"": ["*.yaml", "*.md", "*.jinja", "py.typed"]},
     install_requires=[
         "accelerate>=1.10",
