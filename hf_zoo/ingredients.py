@@ -80,11 +80,24 @@ class Ingredient:
 
         Args:
             kind: `fisher` or `gram`.
+
+        Raises:
+            MergeError: If they were measured on other weights than lie beside them.
         """
         if self.measured is not None:
             return self.measured.get(kind)
-        path = (self.origin or self.folder) / STATISTICS_FOLDER / f"{kind}.safetensors"
-        return CheckpointReader.of_file(path, f"{self.reference}: {kind}") if path.is_file() else None
+        folder = self.origin or self.folder
+        path = folder / STATISTICS_FOLDER / f"{kind}.safetensors"
+        if not path.is_file():
+            return None
+        described = path.with_suffix(".json")
+        measured_on = json.loads(described.read_text()).get("model_sha256") if described.is_file() else None
+        if measured_on not in (None, weights_digest(folder)):
+            raise MergeError(
+                f"{self.reference}: its {kind} statistics were measured on other weights than lie beside them (SHA-256 "
+                f"{str(measured_on)[:12]}...): measure them again with `hf-zoo curvature {self.reference}`"
+            )
+        return CheckpointReader.of_file(path, f"{self.reference}: {kind}")
 
     @property
     def num_examples(self) -> float | None:

@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from hf_zoo.errors import MergeError, RecipeError
+from hf_zoo.files import weights_digest
 from hf_zoo.merging import run_merge
 from hf_zoo.population import Manifest
 from hf_zoo.recipe.loader import build_recipe
@@ -220,3 +221,22 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_made(folders, 
     with pytest.raises(RecipeError, match="num_threads: must be 1 or more"):
         merge(tmp_path, folders, num_threads=0)
     assert not (tmp_path / "out").exists()
+
+
+def with_fisher(folder, target, of=None):
+    """Save a model again with a Fisher that says it was measured on some model's weights."""
+    copy_with(folder, target, lambda tensors: None)
+    (target / "statistics").mkdir()
+    fisher = {name: tensor.square() for name, tensor in weights(target).items() if tensor.is_floating_point()}
+    save_file(fisher, target / "statistics" / "fisher.safetensors")
+    (target / "statistics" / "fisher.json").write_text(json.dumps({"model_sha256": weights_digest(of or target)}))
+    return target
+
+
+def test_statistics_of_other_weights_are_refused(folders, tmp_path):
+    right = with_fisher(folders["m1"], tmp_path / "right")
+    stale = with_fisher(folders["m2"], tmp_path / "stale", of=folders["m1"])
+    with pytest.raises(MergeError, match="stale: its fisher statistics were measured on other weights"):
+        merge(tmp_path, folders, (right, stale), method="fisher")
+    again = with_fisher(folders["m2"], tmp_path / "again")
+    assert merge(tmp_path, folders, (right, again), method="fisher").made
