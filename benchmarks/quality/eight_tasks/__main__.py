@@ -26,6 +26,7 @@ from hf_zoo.recipe.search import settings_of
 RECIPES = Path(__file__).parent
 ROOT = Path("runs/quality/eight-tasks")
 MERGES = ROOT / "merges"
+MEMBERS = "eight members, each on its task"
 OF_ONE_RUN = ("ema", "epoch_soup", "passthrough")  # for moments or blocks of one training, not for eight tasks
 
 
@@ -41,12 +42,11 @@ def main() -> None:
     hf_zoo("finetune", "members.yaml", f"members={chosen}")
     if not arguments.no_joint:
         hf_zoo("finetune", "joint.yaml", f"members=0:{arguments.seeds}")
-    results = []
     for seed in range(arguments.seeds):
         hf_zoo("merge", "search.yaml", f"name=search-{seed}", f"where.seed={seed}")
         best = choose(MERGES / f"search-{seed}-search" / "search.jsonl")
-        results.append(compare(seed, best, classes, joint=not arguments.no_joint))
-    print(report(results))
+        compare(seed, best, classes, joint=not arguments.no_joint)
+    print(report([rows_of(seed) for seed in range(arguments.seeds)]))
 
 
 def hf_zoo(verb: str, recipe: str, *overrides: str) -> None:
@@ -75,12 +75,23 @@ def choose(file: Path) -> dict[str, dict[str, Any]]:
     return {method: parameters for method, (_, parameters) in best.items()}
 
 
-def compare(seed: int, best: dict[str, dict[str, Any]], classes: dict[str, list[str]], joint: bool) -> list[dict]:
-    """Return a seed's rows: `name`, `parameters` and `accuracy`, task -> test accuracy."""
+def compare(seed: int, best: dict[str, dict[str, Any]], classes: dict[str, list[str]], joint: bool) -> None:
+    """Measure a seed's merges, members and joint training on the test splits, and the parent's trunk.
+
+    Args:
+        seed: The seed.
+        best: Method -> hyper-parameters; those of the papers where a method is not in it.
+        classes: Task -> names of its classes.
+        joint: Whether joint training has been done.
+    """
     own = f"where.seed={seed}"
     hf_zoo("merge", "compare.yaml", f"name=parent-{seed}", own, "method=task_arithmetic", "parameters={scale: 0}")
     others = [f"joint={cut_joint(seed, classes)}"] if joint else []
     hf_zoo("merge", "compare.yaml", f"name=compare-{seed}", own, f"parameters={json.dumps(best)}", *others)
+
+
+def rows_of(seed: int) -> list[dict[str, Any]]:
+    """Return a seed's rows: `name`, `parameters` and `accuracy`, task -> test accuracy."""
     contest = json.loads((MERGES / f"contest-compare-{seed}" / "contest.json").read_text())
     members = {}
     rows = []
@@ -94,7 +105,7 @@ def compare(seed: int, best: dict[str, dict[str, Any]], classes: dict[str, list[
     merged = Manifest.read(MERGES / f"parent-{seed}")
     parent = {r["task"]: r["test_accuracy"] for r in merged.results if r["model"] == merged.name}
     rows.append({"name": "the parent's trunk", "parameters": {}, "accuracy": parent})
-    rows.append({"name": "eight members, each on its task", "parameters": {}, "accuracy": members})
+    rows.append({"name": MEMBERS, "parameters": {}, "accuracy": members})
     for name, reason in contest["not tried"].items():
         print(f"seed {seed}: {name} was not tried: {reason}", file=sys.stderr)
     return rows
@@ -126,27 +137,43 @@ def cut_joint(seed: int, classes: dict[str, list[str]]) -> Path:
 def report(results: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     """Return the markdown table: means over tasks, and their mean and standard deviation over seeds.
 
-    The normalised accuracy is the mean over tasks of the accuracy as a share of that task's member's.
+    The normalised accuracy is the mean over tasks of the accuracy as a share of that task's member's; what a model is
+    above the plain average is taken seed by seed.
     """
     names = [row["name"] for row in results[0] if row["name"] not in OF_ONE_RUN]
-    bounds = [next(r["accuracy"] for r in rows if r["name"].startswith("eight members")) for rows in results]
+    by_name = [{row["name"]: row for row in rows} for rows in results]
+    bounds = [rows[MEMBERS]["accuracy"] for rows in by_name]
     lines = []
     for name in names:
-        found = [next(row for row in rows if row["name"] == name) for rows in results]
+        found = [rows[name] for rows in by_name]
         taken = []
         for kinds in (("cifar", "mnist"), ("cifar",), ("mnist",)):
             tasks = [task for task in task_names() if task.startswith(kinds)]
-            taken.append([statistics.fmean(row["accuracy"][task] for task in tasks) for row in found])
+            taken.append([_mean(row, tasks) for row in found])
         pairs = zip(found, bounds, strict=True)
         shares = [statistics.fmean(row["accuracy"][t] / bound[t] for t in task_names()) for row, bound in pairs]
-        lines.append((statistics.fmean(taken[0]), name, _chosen(found), *map(_spread, (*taken, shares))))
+        gains = [mean - _mean(rows["average"], task_names()) for mean, rows in zip(taken[0], by_name, strict=True)]
+        told = (_spread(taken[0]), _spread(gains, "+"), *map(_spread, (*taken[1:], shares)))
+        lines.append((statistics.fmean(taken[0]), name, _chosen(found), *told))
     lines.sort(key=lambda line: -line[0])
-    columns = ["model", "chosen on validation", "mean of 8", "CIFAR-10 (4)", "MNIST (4)", "normalised"]
+    columns = [
+        "model",
+        "chosen on validation",
+        "mean of 8",
+        "above average",
+        "CIFAR-10 (4)",
+        "MNIST (4)",
+        "normalised",
+    ]
     return table(columns, [line[1:] for line in lines], numeric=range(2, len(columns)))
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+def _mean(row: Mapping[str, Any], tasks: Sequence[str]) -> float:
+    return statistics.fmean(row["accuracy"][task] for task in tasks)
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    return f"{statistics.fmean(values):{sign}.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def _chosen(rows: Sequence[Mapping[str, Any]]) -> str:
