@@ -94,8 +94,8 @@ class Ingredient:
         measured_on = json.loads(described.read_text()).get("model_sha256") if described.is_file() else None
         if measured_on not in (None, weights_digest(folder)):
             raise MergeError(
-                f"{self.reference}: its {kind} statistics were measured on other weights than lie beside them (SHA-256 "
-                f"{str(measured_on)[:12]}...): measure them again with `hf-zoo curvature {self.reference}`"
+                f"{self.reference}: its {kind} statistics were measured on other weights than lie beside them "
+                f"(SHA-256 {str(measured_on)[:12]}...): measure them again with `hf-zoo curvature {self.reference}`"
             )
         return CheckpointReader.of_file(path, f"{self.reference}: {kind}")
 
@@ -308,5 +308,10 @@ def _vocabulary(ingredient: Ingredient) -> Mapping[str, Any] | None:
     path = ingredient.folder / TOKENIZER_FILE
     if not path.is_file():
         return None
-    model = json.loads(path.read_text(encoding="utf-8"))["model"]
-    return {key: model.get(key) for key in ("type", "vocab", "merges")}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    model = content["model"]
+    pieces = model.get("vocab") or ()
+    known = set(pieces) if isinstance(pieces, dict) else {piece for piece, _ in pieces}
+    # Tokens put on top have rows too, and members that were each given one have theirs at the same place.
+    added = {one["content"]: one["id"] for one in content.get("added_tokens") or () if one["content"] not in known}
+    return {key: model.get(key) for key in ("type", "vocab", "merges")} | {"added": added}

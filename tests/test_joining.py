@@ -240,3 +240,17 @@ def test_statistics_of_other_weights_are_refused(folders, tmp_path):
         merge(tmp_path, folders, (right, stale), method="fisher")
     again = with_fisher(folders["m2"], tmp_path / "again")
     assert merge(tmp_path, folders, (right, again), method="fisher").made
+
+
+def test_a_token_put_on_top_is_not_mixed_with_anothers(folders, tmp_path):
+    models = []
+    for name, token in (("m1", "<question>"), ("m2", "<answer>"), ("m2", "<question>")):
+        model = copy_with(folders[name], tmp_path / f"{name}{token[1:-1]}", lambda tensors: None)
+        special = [{"id": 0, "content": "[UNK]"}] * (len(models) > 0)  # told twice, in the vocabulary as well
+        added = [*special, {"id": 1, "content": token}]
+        tokenizer = {"model": {"type": "WordLevel", "vocab": {"[UNK]": 0}}, "added_tokens": added}
+        (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+        models.append(model)
+    with pytest.raises(MergeError, match="different vocabularies"):
+        merge(tmp_path, folders, models[:2])
+    assert merge(tmp_path, folders, (models[0], models[2])).made
