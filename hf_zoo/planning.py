@@ -25,7 +25,7 @@ from hf_zoo.presenting import heads_of, owner_of_tokens, present
 from hf_zoo.recipe.grid import differences, digest, portable
 from hf_zoo.recipe.rules import EVERY_METHOD
 from hf_zoo.recipe.schema import MergeRecipe
-from hf_zoo.varying import Merger, fixed_values
+from hf_zoo.varying import Merger, fixed_values, idle_keys
 
 if TYPE_CHECKING:
     from hf_zoo.trials import Trial
@@ -114,6 +114,12 @@ def plan_merge(recipe: MergeRecipe, others: Sequence[MergeRecipe] = ()) -> Merge
     check_one_trunk(members)
     joined = join(members, heads_apart, base, _dtype(recipe), recipe.extras)
     merger = joined.merger(recipe.method, recipe.parameters, recipe.rules)
+    written = {f"parameters.{key}": value for key, value in recipe.parameters.items()}
+    for place, rule in enumerate(recipe.rules):
+        written |= {f"rules[{place}].parameters.{key}": value for key, value in rule.parameters.items()}
+    idle = [key for path, value in written.items() for key in idle_keys(value, joined.places, [*joined.layout], path)]
+    if idle:
+        logger.warning("these keys fit no tensor and have no effect: %s", "; ".join(idle))
     owner = owner_of_tokens(recipe, sources, root)
     if recipe.base is not None and not merger.uses_base and not others and owner is None:
         logger.warning("%s does not use a base: %s is left out", recipe.method, recipe.base)

@@ -166,6 +166,31 @@ def fixed_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in parameters.items() if not _varies(value)}
 
 
+def idle_keys(value: Any, places: Places, names: Sequence[str], path: str) -> list[str]:
+    """Return the keys of a value that fit no tensor: misspelled, or of a part these models do not have.
+
+    Args:
+        value: As written; see the module.
+        places: Where the tensors are.
+        names: Names of the tensors to make.
+        path: Of the hyper-parameter in its recipe.
+
+    Returns:
+        Paths with keys. The roles, such as `heads`, may be without tensors in a merge of trunks.
+
+    Raises:
+        RecipeError: If a key cannot be understood.
+    """
+    if isinstance(value, list | tuple):
+        return [key for one in value for key in idle_keys(one, places, names, path)]
+    idle = []
+    for key, content in value.items() if isinstance(value, Mapping) else ():
+        if key not in ROLES and not any(map(_fits(str(key), places, f"{path}: "), names)):
+            idle.append(f"{path}: {str(key)!r}")
+        idle += idle_keys(content, places, names, f"{path}.{key}")
+    return idle
+
+
 def value_at(value: Any, name: str, places: Places, path: str) -> Any:
     """Return what a hyper-parameter is for one tensor.
 

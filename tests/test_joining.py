@@ -254,3 +254,8 @@ def test_a_token_put_on_top_is_not_mixed_with_anothers(folders, tmp_path):
     with pytest.raises(MergeError, match="different vocabularies"):
         merge(tmp_path, folders, models[:2])
     assert merge(tmp_path, folders, (models[0], models[2])).made
+
+
+def test_a_misspelled_place_is_told(folders, tmp_path, caplog):
+    merge(tmp_path, folders, parameters={"weights": [1, {"embedings": 3, "otherwise": 2}]})
+    assert "these keys fit no tensor and have no effect: parameters.weights: 'embedings'" in caplog.text

@@ -9,7 +9,7 @@ from hf_zoo.inputs import MergeInputs
 from hf_zoo.methods.base import Need
 from hf_zoo.places import Places
 from hf_zoo.recipe.schema import MergeRule
-from hf_zoo.varying import plan_parts, value_at, with_extras
+from hf_zoo.varying import idle_keys, plan_parts, value_at, with_extras
 
 NAMES = [
     "embed.weight",
@@ -195,3 +195,13 @@ def test_a_tensor_its_class_does_not_know_lies_before_the_blocks():
     assert places.depth("embed.weight") == 0
     assert places.embeddings == frozenset()
     assert value_at({"blocks": [2, 4], "otherwise": 9}, "embed.weight", places, "density") == 2
+
+
+def test_keys_that_fit_no_tensor_are_found(places):
+    value = [{"mpl": 0.1, "block 4": 0.2, "blocks 5-9": {"heads": 1}, "otherwise": {"atention": 1}}, 0.5]
+    assert idle_keys(value, places, NAMES, "density") == [
+        "density: 'mpl'",
+        "density: 'blocks 5-9'",
+        "density.otherwise: 'atention'",
+    ]
+    assert idle_keys({"heads": 1, "mlp": 0.5}, places, NAMES[:-1], "density") == []
