@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,9 +46,12 @@ class CandidateTable:
     def append(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Add a candidate; it is on the disk when this returns.
 
+        Numbers that are not finite become null, as JSON has none: a merge that collapsed may have such a loss.
+
         Returns:
             The record as it will be read back.
         """
+        record = _finite(record)
         lines = [record] if self.records else [self._purpose, record]
         text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,3 +84,11 @@ class CandidateTable:
             raise MergeError(f"{self.path}: not a table of candidates: {error}; remove it") from error
         self.records = lines[1:]
         return lines[0] if lines else None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(content) for key, content in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(content) for content in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

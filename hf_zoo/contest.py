@@ -236,7 +236,7 @@ def _shown(row: Mapping[str, Any], best: str) -> dict[str, Any]:
 
 
 def _metric(metrics: Mapping[str, Any], split: str) -> tuple[str, float] | None:
-    return next(((m, metrics[f"{split}_{m}"]) for m in SHOWN_METRICS if f"{split}_{m}" in metrics), None)
+    return next(((m, value) for m in SHOWN_METRICS if (value := metrics.get(f"{split}_{m}")) is not None), None)
 
 
 def _write(

@@ -434,3 +434,11 @@ def test_the_verb_shows_the_candidates(zoo, capsys):
     assert "2 candidates" in shown
     assert str(zoo / "merges" / "m-search") in shown
     assert "scale" in shown
+
+
+def test_a_loss_that_is_not_finite_is_null_in_the_table(tmp_path):
+    table = CandidateTable(tmp_path / "t.jsonl", {"for": "a test"})
+    record = {"results": {"sst": {"validation_accuracy": 0.5, "test_loss": float("nan")}}, "scores": [float("inf"), 1]}
+    wanted = {"results": {"sst": {"validation_accuracy": 0.5, "test_loss": None}}, "scores": [None, 1]}
+    assert table.append(record) == wanted
+    assert CandidateTable(tmp_path / "t.jsonl", {"for": "a test"}).records == [wanted]
