@@ -15,10 +15,12 @@ from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError, ModelError, PopulationError, nearest
 from hf_zoo.ingredients import Ingredient, open_ingredient
 from hf_zoo.joining import join, statistics_for, task_reader
+from hf_zoo.lineage import check_lineage
 from hf_zoo.population import MANIFEST_FILE, Manifest, Parent, Reference
 from hf_zoo.presenting import in_one_order, keeps_tokens, present
 from hf_zoo.recipe.binding import bind
 from hf_zoo.recipe.schema import MergeRecipe
+from hf_zoo.streaming import merge_in_memory
 from hf_zoo.structure import class_of
 
 Score = Callable[[Mapping[str, Tensor]], float]
@@ -85,7 +87,9 @@ class AutoMergedModel:
         joined = join(ingredients, trunk_alone, root, kind)
         merger = joined.merger(method, hyperparameters, source=f"AutoMergedModel, method {method!r}")
         needed = statistics_for(merger.needs, ingredients, trunk_alone, root)
-        tensors = dict(merger.merge(joined.inputs(seed=seed, score=score, **needed)))
+        inputs = joined.inputs(seed=seed, score=score, **needed)
+        check_lineage("warn", ingredients, inputs, root if merger.uses_base else None)
+        tensors = merge_in_memory(merger, inputs)
         return _stock(ingredients[0], trunk_alone, tensors)
 
 
@@ -189,7 +193,7 @@ def _remake(
         merger.check(inputs)
     except MergeError as error:
         raise PopulationError(f"{text}: it can be loaded only with its weights, not made again: {error}") from error
-    tensors = dict(merger.merge(inputs))
+    tensors = merge_in_memory(merger, inputs)
     if subfolder is None:
         if auto_class == "AutoModel" and not heads_apart:
             tensors = {alone: tensors[own] for own, alone in members[0].structure.trunk.items()}

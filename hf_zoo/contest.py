@@ -20,7 +20,7 @@ from hf_zoo.errors import MergeError, ZooError
 from hf_zoo.files import write_json, write_text
 from hf_zoo.finding import main_score
 from hf_zoo.hub.markdown import code, sentence, table
-from hf_zoo.ingredients import check_one_trunk, open_ingredient
+from hf_zoo.ingredients import check_one_trunk, labels_of, open_ingredient
 from hf_zoo.joining import task_reader
 from hf_zoo.merging import MergeOutcome, run_merge
 from hf_zoo.methods.base import Need, get_method, list_methods
@@ -183,8 +183,8 @@ def _measured_others(recipe: MergeRecipe, bench: Bench) -> list[dict[str, Any]]:
         row["results"][task] = {key: value for key, value in metrics.items() if key not in ("task", "model")}
 
     for trial in bench.trials:
-        for member in trial.members:
-            add("member", member.label, trial.task, trial.measure(member.reader))
+        for member, label in zip(trial.members, labels_of(trial.members), strict=True):
+            add("member", label, trial.task, trial.measure(member.reader))
     for trial in bench.trials:
         for record in measure_ensembles(trial):
             add("ensemble", str(record["model"]), trial.task, record)
@@ -217,7 +217,7 @@ def _joint(where: str, trial: Trial, heads_apart: bool) -> Ingredient:
 def _purpose(recipe: MergeRecipe, plan: MergePlan) -> dict[str, Any]:
     same = replace(recipe, name=None, description="")
     parents = [{"repo": parent.repo, "role": parent.role, "sha256": parent.sha256} for parent in plan.parents]
-    return {"recipe": portable(same), "digest": digest(same), "parents": parents}
+    return {"recipe": portable(same), "digest": digest(same), "parents": parents, "statistics": plan.every_statistic}
 
 
 def _shown(row: Mapping[str, Any], best: str) -> dict[str, Any]:

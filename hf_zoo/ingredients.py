@@ -75,6 +75,11 @@ class Ingredient:
         """A lazy reader of its head, under its own names."""
         return self.reader.select({name: name for name in self.structure.head})
 
+    def statistics_file(self, kind: str) -> Path | None:
+        """Return the file of statistics stored beside its weights; null where there is none."""
+        path = (self.origin or self.folder) / STATISTICS_FOLDER / f"{kind}.safetensors"
+        return path if path.is_file() else None
+
     def statistics(self, kind: str) -> CheckpointReader | None:
         """Return statistics stored beside its weights, under the weights' names; null where there are none.
 
@@ -86,13 +91,12 @@ class Ingredient:
         """
         if self.measured is not None:
             return self.measured.get(kind)
-        folder = self.origin or self.folder
-        path = folder / STATISTICS_FOLDER / f"{kind}.safetensors"
-        if not path.is_file():
+        path = self.statistics_file(kind)
+        if path is None:
             return None
         described = path.with_suffix(".json")
         measured_on = json.loads(described.read_text()).get("model_sha256") if described.is_file() else None
-        if measured_on not in (None, weights_digest(folder)):
+        if measured_on not in (None, weights_digest(self.origin or self.folder)):
             raise MergeError(
                 f"{self.reference}: its {kind} statistics were measured on other weights than lie beside them "
                 f"(SHA-256 {str(measured_on)[:12]}...): measure them again with `hf-zoo curvature {self.reference}`"
@@ -178,6 +182,15 @@ class Ingredient:
             and path.name not in NOT_OF_THE_PROCESSOR
             and not NOTES_OF_TRAINING.search(path.name)
         }
+
+
+def labels_of(ingredients: Sequence[Ingredient]) -> list[str]:
+    """Return models' labels, numbered where several have the same: folders in different places may be called alike."""
+    labels = [one.label for one in ingredients]
+    return [
+        label if labels.count(label) == 1 else f"{label} ({labels[: place + 1].count(label)})"
+        for place, label in enumerate(labels)
+    ]
 
 
 def open_ingredient(text: str | Path | Member) -> Ingredient:

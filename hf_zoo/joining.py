@@ -19,6 +19,8 @@ from hf_zoo.recipe.schema import MergeRule
 from hf_zoo.shards import TensorInfo
 from hf_zoo.varying import Merger, plan_parts, with_extras
 
+STATISTICS = {Need.FISHER: "fisher", Need.GRAM: "gram"}
+
 logger = logging.getLogger(__name__)
 
 
@@ -138,7 +140,7 @@ def statistics_for(
         MergeError: If a member has none of a kind; says how to make them.
     """
     fields: dict[str, Any] = {}
-    for need, kind in ((Need.FISHER, "fisher"), (Need.GRAM, "gram")):
+    for need, kind in STATISTICS.items():
         if need in needs:
             fields[kind] = tuple(_statistics(one, kind, trunk_alone) for one in ingredients)
     if Need.FISHER in needs:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from hf_zoo.checkpoint import CheckpointReader
-from hf_zoo.ingredients import Ingredient
+from hf_zoo.errors import MergeError
+from hf_zoo.ingredients import Ingredient, labels_of
+from hf_zoo.inputs import MergeInputs
 from hf_zoo.shards import TensorInfo
 from hf_zoo.streaming import one_thread_an_operation
 
@@ -44,13 +46,49 @@ class Kinship:
     @property
     def strangers(self) -> list[str]:
         """Sentences about pairs that do not seem to come from one model; nothing where all do."""
-        far = [(pair, cosine) for pair, cosine in self.cosines.items() if cosine < RELATED_COSINE]
         told = []
-        for (one, other), cosine in far:
-            known = {self.parents.get(one), self.parents.get(other)}
-            says = "their manifests name different parents, and " if len(known) == 2 and None not in known else ""
-            told.append(f"{one} and {other}: {says}the cosine of their weights is {cosine:.3f}")
+        for (one, other), cosine in self.cosines.items():
+            parents = {self.parents.get(one), self.parents.get(other)}
+            differ = len(parents) == 2 and None not in parents
+            if differ or cosine < RELATED_COSINE:
+                says = "their manifests name different parents, and " if differ else ""
+                told.append(f"{one} and {other}: {says}the cosine of their weights is {cosine:.3f}")
         return told
+
+
+def check_lineage(
+    how: str,
+    ingredients: Sequence[Ingredient],
+    inputs: MergeInputs,
+    base: Ingredient | None = None,
+) -> None:
+    """Warn, or refuse, when models do not seem to come from one; what was measured goes into the report.
+
+    Args:
+        how: `warn`, `refuse` or `ignore`.
+        ingredients: The members.
+        inputs: What is merged of them.
+        base: The model task vectors are taken against.
+
+    Raises:
+        MergeError: If they do not, and that is to be refused; names the models and the cosines of their weights.
+    """
+    if how == "ignore" or len(ingredients) + (base is not None) < 2:
+        return
+    root = None if base is None or inputs.base is None else (base, inputs.base)
+    kinship = measure_kinship(ingredients, inputs.members, inputs.layout, root)
+    if kinship.cosines:
+        inputs.report["smallest cosine of weights"] = round(min(kinship.cosines.values()), 4)
+    if not kinship.strangers:
+        return
+    told = (
+        f"these models do not seem to come from one ({'; '.join(kinship.strangers[:3])}): the merge of unrelated "
+        "networks is as a rule worse than each of them. Align them first, or choose models with one parent"
+    )
+    if how == "refuse":
+        raise MergeError(f"{told}, or set `lineage: warn`")
+    logger.warning("%s", told)
+    inputs.report["lineage"] = kinship.strangers
 
 
 def measure_kinship(
@@ -69,7 +107,7 @@ def measure_kinship(
     """
     every = readers if base is None else [*readers, base[1]]
     names = _sampled(layout, every)
-    labels = _told_apart([one.label for one in ingredients])
+    labels = labels_of(ingredients)
     parents = {
         label: parent.sha256
         for label, one in zip(labels, ingredients, strict=True)
@@ -77,11 +115,12 @@ def measure_kinship(
         for parent in one.manifest.parents
         if parent.role == "parent" and parent.sha256 is not None
     }
-    labels += [] if base is None else [base[0].label]
+    if base is not None:
+        labels.append(base[0].label)
+        if parents:  # for its children, the base is the parent they name
+            parents[base[0].label] = base[0].sha256
     with one_thread_an_operation():
-        directions = torch.stack([
-            _direction(one, names) for one in (readers if base is None else [*readers, base[1]])
-        ])
+        directions = torch.stack([_direction(one, names) for one in every])
         table = (directions @ directions.T).tolist()
     count = len(ingredients)
     if base is not None:
@@ -92,11 +131,6 @@ def measure_kinship(
         pairs = [(0, place) for place in range(1, count)]
     cosines = {(labels[one], labels[other]): table[one][other] for one, other in pairs} if names else {}
     return Kinship(cosines, parents)
-
-
-def _told_apart(labels: Sequence[str]) -> list[str]:
-    """Number labels that several models have: folders in different places may be called the same."""
-    return [f"{label} (member {i})" if labels.count(label) > 1 else label for i, label in enumerate(labels, 1)]
 
 
 def _sampled(layout: Mapping[str, TensorInfo], readers: Sequence[CheckpointReader]) -> list[str]:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from hf_zoo import __version__
 from hf_zoo.checkpoint import CheckpointReader
-from hf_zoo.errors import MergeError
 from hf_zoo.files import json_text, weights_digest
 from hf_zoo.folders import new_folder, require_space, sync_tree
+from hf_zoo.ingredients import labels_of
 from hf_zoo.inputs import MergeInputs
 from hf_zoo.joining import task_reader
-from hf_zoo.lineage import measure_kinship
+from hf_zoo.lineage import check_lineage
 from hf_zoo.methods.base import Need
 from hf_zoo.planning import MergePlan, existing_merge, inputs_of, open_trials, plan_merge
 from hf_zoo.population import Manifest
@@ -111,7 +111,7 @@ def _make(plan: MergePlan, found: Found | None = None) -> Manifest:
         from hf_zoo.analysis import diagnostics
 
         diagnostics.check(plan, trials, wanted)
-    _check_lineage(plan, inputs)
+    check_lineage(recipe.lineage, plan.members, inputs, plan.base)
     _require_space(plan, inputs)
     if found is not None:
         inputs.report["search"] = found.report
@@ -148,29 +148,7 @@ def _import_cards() -> None:
 def _identity(plan: MergePlan) -> str:
     """Return what a merge's weights depend on: what was written of them under the same is not made again."""
     parents = [[parent.role, parent.sha256] for parent in plan.parents]
-    return json.dumps([digest(plan.recipe), parents, __version__], sort_keys=True)
-
-
-def _check_lineage(plan: MergePlan, inputs: MergeInputs) -> None:
-    """Warn, or refuse, when models do not seem to come from one; what was measured goes into the report."""
-    how = plan.recipe.lineage
-    if how == "ignore" or len(plan.members) + (plan.base is not None) < 2:
-        return
-    base = None if plan.base is None or inputs.base is None else (plan.base, inputs.base)
-    kinship = measure_kinship(plan.members, inputs.members, inputs.layout, base)
-    if kinship.cosines:
-        inputs.report["smallest cosine of weights"] = round(min(kinship.cosines.values()), 4)
-    if not kinship.strangers:
-        return
-    shown = "; ".join(kinship.strangers[:3])
-    told = (
-        f"these models do not seem to come from one ({shown}): the merge of unrelated networks is as a rule worse "
-        "than each of them. Align them first, or choose models with one parent"
-    )
-    if how == "refuse":
-        raise MergeError(f"{told}, or set `lineage: warn`")
-    logger.warning("%s", told)
-    inputs.report["lineage"] = kinship.strangers
+    return json.dumps([digest(plan.recipe), parents, plan.statistics, __version__], sort_keys=True)
 
 
 def _require_space(plan: MergePlan, inputs: MergeInputs) -> None:
@@ -232,9 +210,9 @@ def _measure(
     """Return one record a task and model: every member that can do the task, then the merge."""
     records = []
     for trial in trials:
-        for member in trial.members:
-            logger.info("measuring %s on %s", member.label, trial.task)
-            records.append({"task": trial.task, "model": member.label, **trial.measure(member.reader)})
+        for member, label in zip(trial.members, labels_of(trial.members), strict=True):
+            logger.info("measuring %s on %s", label, trial.task)
+            records.append({"task": trial.task, "model": label, **trial.measure(member.reader)})
         if plan.recipe.ensembles:
             from hf_zoo.ensembles import measure_ensembles
 
@@ -259,7 +237,10 @@ def _manifest(plan: MergePlan, inputs: MergeInputs, folder: Path, trials: Sequen
     populations = {manifest.population for manifest in manifests}
     method = plan.merger.describe()
     if inputs.report:
-        method["report"] = _renamed(inputs.report, {str(one.reference): one.label for one in plan.members})
+        names = zip(plan.members, labels_of(plan.members), strict=True)
+        method["report"] = _renamed(inputs.report, {str(one.reference): label for one, label in names})
+    if plan.statistics:
+        method["statistics"] = plan.statistics
     if inputs.choices:
         method["choices"] = inputs.choices
     loading: dict[str, Any] = {"heads": "one a task, in sub-folders" if plan.heads_apart else "merged like the trunk"}

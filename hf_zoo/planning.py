@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from hf_zoo.errors import MergeError, nearest
-from hf_zoo.files import PRIVATE_FOLDERS
+from hf_zoo.files import PRIVATE_FOLDERS, remembered_sha256
 from hf_zoo.finding import find_base, find_members
-from hf_zoo.ingredients import STATISTICS_FOLDER, Ingredient, check_one_label_space, check_one_trunk
+from hf_zoo.ingredients import STATISTICS_FOLDER, Ingredient, check_one_label_space, check_one_trunk, labels_of
 from hf_zoo.inputs import MergeInputs
-from hf_zoo.joining import Joined, join, statistics_for, task_reader
+from hf_zoo.joining import STATISTICS, Joined, join, statistics_for, task_reader
 from hf_zoo.methods.base import make_method
 from hf_zoo.population import MANIFEST_FILE, SNAPSHOT_FOLDER, Manifest, Parent
 from hf_zoo.presenting import heads_of, owner_of_tokens, present
@@ -88,6 +88,25 @@ class MergePlan:
         return replace(self, recipe=recipe, merger=merger, base=base, joined=joined)
 
     @cached_property
+    def statistics(self) -> dict[str, dict[str, str]]:
+        """Name of a model -> kind -> SHA-256 of the statistics the merge is made with."""
+        needs = self.merger.needs
+        return self._hashed([kind for need, kind in STATISTICS.items() if need in needs])
+
+    @cached_property
+    def every_statistic(self) -> dict[str, dict[str, str]]:
+        """As `statistics`, of all kinds there are: what trying several methods depends on."""
+        return self._hashed(list(STATISTICS.values()))
+
+    def _hashed(self, kinds: Sequence[str]) -> dict[str, dict[str, str]]:
+        models = [*self.sources, *(() if self.base is None else (self.base,))]
+        found = {
+            label: {kind: remembered_sha256(path) for kind in kinds if (path := one.statistics_file(kind)) is not None}
+            for label, one in zip(labels_of(models), models, strict=True)
+        }
+        return {label: hashes for label, hashes in found.items() if hashes}
+
+    @cached_property
     def parents(self) -> tuple[Parent, ...]:
         """How the manifest names what it was made from."""
         base = self.owner_of_tokens if self.base is None else self.root
@@ -151,6 +170,8 @@ def existing_merge(plan: MergePlan) -> Manifest | None:
     for parent, old in zip(plan.parents, before, strict=False):
         if (parent.role, parent.sha256) != old:
             changes.append(f"{parent.role} {parent.repo}: its weights are others than then")
+    if (manifest.method.get("statistics") or {}) != plan.statistics:
+        changes.append("the members' statistics are others than then")
     if len(before) != len(plan.parents):
         changes.append(f"{len(before)} models were merged then, {len(plan.parents)} now")
     if changes:

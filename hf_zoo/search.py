@@ -226,7 +226,8 @@ def _purpose(recipe: MergeRecipe, plan: MergePlan) -> dict[str, Any]:
     endless = replace(recipe, name=None, description="", search=replace(recipe.search, num_candidates=None))
     parents = [{"repo": parent.repo, "role": parent.role, "sha256": parent.sha256} for parent in plan.parents]
     order = list(recipe.search.over)  # portable recipes are sorted, and the order of the keys numbers the candidates
-    return {"recipe": portable(endless), "digest": digest(endless), "order": order, "parents": parents}
+    return {"recipe": portable(endless), "digest": digest(endless), "order": order, "parents": parents,
+            "statistics": plan.every_statistic}  # fmt: skip
 
 
 def _run(

@@ -259,3 +259,30 @@ def test_a_token_put_on_top_is_not_mixed_with_anothers(folders, tmp_path):
 def test_a_misspelled_place_is_told(folders, tmp_path, caplog):
     merge(tmp_path, folders, parameters={"weights": [1, {"embedings": 3, "otherwise": 2}]})
     assert "these keys fit no tensor and have no effect: parameters.weights: 'embedings'" in caplog.text
+
+
+def test_other_statistics_make_another_merge(folders, tmp_path):
+    members = [copy_with(folders[name], tmp_path / name, lambda tensors: None) for name in ("m1", "m2")]
+
+    def measure(scale):
+        for seed, member in enumerate(members):
+            draw = torch.Generator().manual_seed(seed)
+            fisher = {name: scale * torch.rand(t.shape, generator=draw) for name, t in weights(member).items()}
+            (member / "statistics").mkdir(exist_ok=True)
+            save_file(fisher, member / "statistics" / "fisher.safetensors")
+
+    measure(1.0)
+    outcome = merge(tmp_path, folders, members, method="fisher")
+    hashes = outcome.manifest.method["statistics"]
+    assert {name: list(kinds) for name, kinds in hashes.items()} == {"m1": ["fisher"], "m2": ["fisher"]}
+    assert not merge(tmp_path, folders, members, method="fisher").made
+    measure(2.0)
+    with pytest.raises(MergeError, match="the members' statistics are others than then"):
+        merge(tmp_path, folders, members, method="fisher")
+
+
+def test_a_merge_in_memory_that_overflows_is_refused(folders):
+    members = [str(folders["m1"]), str(folders["m2"])]
+    options = {"method": "task_arithmetic", "base": str(folders["base"]), "scale": 1e7, "dtype": "float16"}
+    with pytest.raises(MergeError, match=r"tensor '.*' holds \d+ (NaN|infinite)"):
+        AutoMergedModel.from_pretrained(members, **options)

@@ -67,6 +67,6 @@ def test_models_of_one_name_do_not_hide_each_other():
     readers = [CheckpointReader.of(one, f"runs/{i}/final") for i, one in enumerate(tensors)]
     found = measure_kinship([ingredient("final")] * 3, readers, readers[0].layout)
     assert [told.partition(":")[0] for told in found.strangers] == [
-        "final (member 1) and final (member 2)",
-        "final (member 2) and final (member 3)",
+        "final (1) and final (2)",
+        "final (2) and final (3)",
     ]

@@ -18,6 +18,7 @@ from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError
 from hf_zoo.files import write_text
 from hf_zoo.finding import find_base
+from hf_zoo.ingredients import labels_of
 from hf_zoo.inputs import MergeInputs
 from hf_zoo.joining import Joined, join, statistics_for
 from hf_zoo.methods.base import Method, Need
@@ -127,7 +128,7 @@ def _angles(plan: MergePlan, kinds: Sequence[Kind]) -> tuple[dict[str, Any], Tab
     groups = {group: [relations[name] for name in own] for group, own in groups_of(joined.places, names).items()}
     by_group = {group: total_of(own, count) for group, own in groups.items()}
     total = total_of(by_group.values(), count)
-    labels = _labels(plan)
+    labels = labels_of(plan.members)
     found: dict[str, Any] = {}
     tensors: Table = []
     for kind, row, values, key in (
@@ -168,7 +169,7 @@ def _with_base(plan: MergePlan) -> Joined:
 
 def _effective(plan: MergePlan, inputs: MergeInputs) -> tuple[dict[str, Any], Table]:
     weights = effective_weights(plan.merger, inputs, plan.recipe.num_threads)
-    labels = _labels(plan)
+    labels = labels_of(plan.members)
     groups = [*groups_of(plan.joined.places, weights).items(), (TOTAL, list(weights))]
     found = {
         "members": labels,
@@ -202,7 +203,7 @@ def _mismatch(plan: MergePlan, inputs: MergeInputs, folder: Path) -> dict[str, A
         mismatch_rows,
     )
 
-    recipe, labels = plan.recipe, _labels(plan)
+    recipe, labels = plan.recipe, labels_of(plan.members)
     spec, method = recipe.diagnostics, _main_method(plan)
     alphas = spec.alphas or alphas_of(method, inputs)
     losses = []
@@ -252,15 +253,6 @@ def _alpha_sweep(plan: MergePlan, trials: Sequence[Trial]) -> dict[str, Any]:
     replaces = written is None or (isinstance(written, int | float) and written >= 0)
     axis = "scale" if replaces else "multiple of the recipe's scale"
     return {"split": CHOOSING_SPLIT, "axis": axis, **sweep(recipe.diagnostics.scales, score)}
-
-
-def _labels(plan: MergePlan) -> list[str]:
-    """Return the members' names, numbered where several have the same."""
-    labels = [member.label for member in plan.members]
-    return [
-        label if labels.count(label) == 1 else f"{label} ({labels[: place + 1].count(label)})"
-        for place, label in enumerate(labels)
-    ]
 
 
 def _rounded(value: Any) -> Any:

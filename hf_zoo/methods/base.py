@@ -204,7 +204,12 @@ class Method(ABC):
 
 
 class TensorwiseMethod(Method):
-    """A method that makes each tensor from the members' tensors of the same name alone."""
+    """A method that makes each tensor from the members' tensors of the same name alone.
+
+    Set `notes` where making a tensor adds to the report: then a merge that is continued makes all of them again.
+    """
+
+    notes: ClassVar[bool] = False
 
     def overview(self, inputs: MergeInputs) -> Any:
         """Return what must be known of the whole models before the first tensor is made; nothing for most methods."""
@@ -252,7 +257,7 @@ class TensorwiseMethod(Method):
                 merged = inputs.members[0][name]
             put(name, 0, merged.to("cpu", info.dtype).reshape(-1))
 
-        yield Work(info.numel, run, name)
+        yield Work(info.numel, run, None if self.notes else name)
 
 
 class ElementwiseMethod(TensorwiseMethod):
@@ -300,7 +305,7 @@ class ElementwiseMethod(TensorwiseMethod):
         whole = inputs.tensors(name)
         # A survey needs the whole tensor; without one, a large tensor may be shared between threads.
         for part in [whole] if self.surveys else whole.pieces(PIECES_A_WORK * PIECE_ENTRIES):
-            yield Work(part.numel, partial(run, part=part), name, part.start)
+            yield Work(part.numel, partial(run, part=part), None if self.notes else name, part.start)
 
 
 def list_methods() -> list[str]:

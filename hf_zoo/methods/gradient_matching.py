@@ -53,6 +53,7 @@ class GradientMatching(ElementwiseMethod):
         2024,
         "https://arxiv.org/abs/2310.12808",
     )
+    notes: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.BASE, Need.FISHER})
 
     scale: float | tuple[float, ...] = 1.0

@@ -46,6 +46,7 @@ class Karcher(ElementwiseMethod):
         2001,
         "https://doi.org/10.1145/502122.502124",
     )
+    notes: ClassVar[bool] = True
     surveys: ClassVar[bool] = True
 
     weights: tuple[float, ...] | None = None

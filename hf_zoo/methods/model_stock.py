@@ -38,6 +38,7 @@ class ModelStock(ElementwiseMethod):
         2024,
         "https://arxiv.org/abs/2403.19522",
     )
+    notes: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.BASE})
     arity: ClassVar[tuple[int, int | None]] = (2, None)
     surveys: ClassVar[bool] = True

@@ -33,6 +33,7 @@ class Multislerp(ElementwiseMethod):
     paper: ClassVar[Paper] = Paper(
         "Multi-SLERP", "Goddard", 2025, "https://goddard.blog/posts/multislerp-wow-what-a-cool-idea"
     )
+    notes: ClassVar[bool] = True
     surveys: ClassVar[bool] = True
 
     weights: tuple[float, ...] | None = None
