@@ -9,6 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from hf_zoo.auto import AutoMergedModel
 from hf_zoo.errors import MergeError, RecipeError
 from hf_zoo.files import weights_digest
 from hf_zoo.merging import run_merge
