@@ -8,6 +8,7 @@ the names, shapes and types beforehand and then takes the tensors in any order, 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +25,6 @@ from hf_zoo.shards import (
     INDEX_FILE,
     MAX_SHARD_BYTES,
     WEIGHTS_FILE,
-    OpenFile,
     TensorInfo,
     describe_nonfinite,
     is_finite,
@@ -35,6 +35,7 @@ from hf_zoo.shards import (
 BIN_FILE = "pytorch_model.bin"
 BIN_INDEX_FILE = "pytorch_model.bin.index.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+MAX_READ_BYTES = 1 << 30  # one call reads at most 2 GiB on Linux
 
 
 class CheckpointReader(Mapping[str, Tensor]):
@@ -237,7 +238,7 @@ def _open_safetensors(source: str, paths: list[Path]) -> CheckpointReader:
         offsets.update(begins)
         files.update(dict.fromkeys(of_file, path))
     mapped: dict[Path, Any] = {}
-    opened: dict[Path, OpenFile] = {}
+    opened: dict[Path, _OpenFile] = {}
 
     def read(name: str) -> Tensor:
         path = files[name]
@@ -250,7 +251,7 @@ def _open_safetensors(source: str, paths: list[Path]) -> CheckpointReader:
         # pages in, and leaves no pages of the file in the process.
         path = files[name]
         if path not in opened:
-            opened.setdefault(path, OpenFile(path))  # two threads may both open it; one stays
+            opened.setdefault(path, _OpenFile(path))  # two threads may both open it; one stays
         dtype = layout[name].dtype
         return opened[path].read(offsets[name] + start * dtype.itemsize, stop - start, dtype)
 
@@ -302,3 +303,26 @@ def _files_of_index(source: str, path: Path) -> list[Path]:
     if missing:
         raise CheckpointError(f"{source}: {path.name} names {missing[0]!r}, which is not there: fetch it again")
     return [path.parent / name for name in names]
+
+
+class _OpenFile:
+    """A file open for reading at any place, by several threads; closed when it is let go."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            os.close(self._handle)
+
+    def read(self, offset: int, count: int, dtype: torch.dtype) -> Tensor:
+        """Read values from a byte on into memory of their own."""
+        buffer = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
+        content = buffer.numpy().data
+        while content:
+            done = os.preadv(self._handle, [content[:MAX_READ_BYTES]], offset)
+            if not done:
+                raise CheckpointError(f"{self._path}: became shorter while it was read: fetch it again")
+            content, offset = content[done:], offset + done
+        return buffer.view(dtype)

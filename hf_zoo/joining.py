@@ -13,7 +13,8 @@ from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError
 from hf_zoo.ingredients import STATISTICS_FOLDER, Ingredient, check_one_label_space, check_one_trunk
 from hf_zoo.inputs import MergeInputs, common_layout, some_names
-from hf_zoo.methods.base import Need, mean_of
+from hf_zoo.means import mean_of
+from hf_zoo.methods.base import Need
 from hf_zoo.places import Places
 from hf_zoo.recipe.schema import MergeRule
 from hf_zoo.shards import TensorInfo

@@ -26,7 +26,7 @@ from hf_zoo.population import Manifest
 from hf_zoo.recipe.grid import digest, portable
 from hf_zoo.recipe.schema import MergeRecipe
 from hf_zoo.shards import TensorInfo, write_weights
-from hf_zoo.streaming import write_merge
+from hf_zoo.streaming import Written, write_merge
 from hf_zoo.versions import installed_versions
 
 if TYPE_CHECKING:
@@ -119,10 +119,10 @@ def _make(plan: MergePlan, found: Found | None = None) -> Manifest:
         ready = aside.submit(_import_cards)  # while the cores' threads merge
         if found is not None:
             shutil.copyfile(found.table, folder / found.table.name)
-        _write_root(plan, inputs, folder)
+        written = _write_root(plan, inputs, folder)
         ready.result()
         aside.submit(sync_tree, folder)
-        hashed = aside.submit(weights_digest, folder)
+        hashed = aside.submit(lambda: written.digest or weights_digest(folder))
         readers = {trial.task: _written(plan, trial.task, folder) for trial in trials}
         for task in plan.tasks if plan.heads_apart else ():
             _write_task(plan, task, folder)
@@ -157,10 +157,10 @@ def _require_space(plan: MergePlan, inputs: MergeInputs) -> None:
     require_space(plan.folder, trunk * (1 + len(plan.tasks) * plan.heads_apart) + heads)
 
 
-def _write_root(plan: MergePlan, inputs: MergeInputs, folder: Path) -> None:
+def _write_root(plan: MergePlan, inputs: MergeInputs, folder: Path) -> Written:
     """Write the merged trunk, or the whole merged model where heads are merged, with config and processor."""
     recipe = plan.recipe
-    write_merge(
+    written = write_merge(
         folder,
         plan.merger,
         inputs,
@@ -176,6 +176,7 @@ def _write_root(plan: MergePlan, inputs: MergeInputs, folder: Path) -> None:
         files.pop("generation_config.json", None)
         files = {name: path for name, path in files.items() if path.suffix != ".py"}
     _write_rest(folder, content, inputs.layout, files)
+    return written
 
 
 def _write_task(plan: MergePlan, task: str, folder: Path) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hf_zoo.errors import CheckpointError
 from hf_zoo.folders import disk_error
+from hf_zoo.hashing import FollowingHash
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -139,38 +140,6 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, int]]:
     return layout, {name: 8 + length + begin for (begin, _), name in entries}
 
 
-class OpenFile:
-    """A file open for reading at any place, by several threads; closed when it is let go."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._handle = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_handle"):
-            os.close(self._handle)
-
-    def read(self, offset: int, count: int, dtype: torch.dtype) -> Tensor:
-        """Read values into memory of their own.
-
-        Args:
-            offset: Place of the first byte.
-            count: Number of values.
-            dtype: Their type.
-
-        Raises:
-            CheckpointError: If the file has become shorter.
-        """
-        buffer = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
-        content = buffer.numpy().data
-        while content:
-            done = os.preadv(self._handle, [content[:MAX_WRITE_BYTES]], offset)
-            if not done:
-                raise CheckpointError(f"{self._path}: became shorter while it was read: fetch it again")
-            content, offset = content[done:], offset + done
-        return buffer.view(dtype)
-
-
 def write_weights(
     folder: Path,
     tensors: Iterable[tuple[str, Tensor]],
@@ -216,10 +185,14 @@ class WeightsWriter:
         finite: Refuse NaN and infinity.
         resume: Continue files of the same layout that a killed process left in the folder; what it had written is
             listed in a journal there.
+        hashed: Take the file's hash while it is written.
 
     Attributes:
         paths: The weights files, index last where there is one.
+        digest: The SHA-256 of the only file, once it stands, where it was asked for; null for several files.
     """
+
+    digest: str | None = None
 
     def __init__(
         self,
@@ -229,8 +202,11 @@ class WeightsWriter:
         max_shard_bytes: int = MAX_SHARD_BYTES,
         finite: bool = True,
         resume: bool = False,
+        hashed: bool = False,
     ) -> None:
         self._folder, self._layout, self._finite = folder, layout, finite
+        self._hashed = hashed
+        self._hash: FollowingHash | None = None
         self._journal = folder / JOURNAL_FILE if resume else None
         self._done: set[tuple[str, int, int]] = set()
         cuts = _cut(layout, max_shard_bytes)
@@ -250,6 +226,12 @@ class WeightsWriter:
                 for name, _, count in self._done:
                     self._missing[name] -= max(count, 1)
                 self._lines = self._journal.open("a" if self._done else "w", buffering=1)
+            if self._hashed and len(self._shards) == 1:
+                (shard,) = self._shards
+                self._hash = FollowingHash(shard.partial, shard.size)
+                self._hash.written(0, shard.size - sum(info.nbytes for info in shard.layout.values()))
+                for name, start, count in self._done:
+                    self._tell(name, start, count)
         except OSError as error:
             self._discard()
             raise disk_error(self._folder, error, self._nbytes) from error
@@ -264,6 +246,11 @@ class WeightsWriter:
         if name in self._layout and tuple(tensor.shape) != self._layout[name].shape:
             raise CheckpointError(f"tensor {name!r} is {TensorInfo.of(tensor)}, {self._layout[name]} was announced")
         self.put_piece(name, 0, tensor.detach().reshape(-1))
+
+    def position(self, name: str, start: int) -> tuple[str, int]:
+        """Return where an entry of a tensor lies: in which file, and at which byte."""
+        shard = self._home[name]
+        return shard.path.name, shard.offsets[name] + start * self._layout[name].dtype.itemsize
 
     def has(self, name: str, start: int, count: int) -> bool:
         """Return whether these entries were written by the process that was killed."""
@@ -296,14 +283,17 @@ class WeightsWriter:
                 raise CheckpointError(f"tensor {name!r} came twice")
         try:
             self._home[name].put(name, start, piece)
+            self._tell(name, start, piece.numel())
             if self._journal is not None:  # after the data: a line promises what lies in the file
                 self._lines.write(json.dumps([name, start, piece.numel()]) + "\n")
         except OSError as error:
             raise disk_error(self._folder, error, self._nbytes) from error
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        digest = None if self._hash is None else self._hash.finish()
         try:
             if kind is None:
+                self.digest = digest
                 pending = [name for name, missing in self._missing.items() if missing]
                 if pending:
                     raise CheckpointError(f"{self._folder}: {len(pending)} tensors never came, first {min(pending)!r}")
@@ -319,6 +309,11 @@ class WeightsWriter:
                 self._lines.close()
             if kind is not KeyboardInterrupt or self._journal is None:
                 self._discard()
+
+    def _tell(self, name: str, start: int, count: int) -> None:
+        if self._hash is not None:
+            begin = self.position(name, start)[1]
+            self._hash.written(begin, begin + count * self._layout[name].dtype.itemsize)
 
     @property
     def _nbytes(self) -> int:
@@ -346,6 +341,7 @@ class _ShardWriter:
         self.partial = path.with_name(f".{path.name}.partial")
         self.offsets: dict[str, int] = {}
         self.handle = -1
+        self.size = 0
 
     def begin(self, resume: bool = False) -> bool:
         """Open the file and write its header; return whether it was continued."""
@@ -360,6 +356,7 @@ class _ShardWriter:
         text += b" " * (-len(text) % 8)
         start = 8 + len(text)
         self.offsets = {name: start + offset for name, offset in self.offsets.items()}
+        self.size = start + position
         beginning = len(text).to_bytes(8, "little") + text
         if resume and self.partial.is_file() and self.partial.stat().st_size == start + position:
             self.handle = os.open(self.partial, os.O_RDWR)

@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,19 @@ from hf_zoo.shards import MAX_SHARD_BYTES, WeightsWriter, describe_nonfinite, is
 from hf_zoo.varying import Merger
 
 
+@dataclass(frozen=True)
+class Written:
+    """Weights that were written.
+
+    Attributes:
+        paths: Their files, index last where there is one.
+        digest: The SHA-256 of the only file; null for several.
+    """
+
+    paths: list[Path]
+    digest: str | None
+
+
 def write_merge(
     folder: Path,
     merger: Merger,
@@ -26,7 +41,7 @@ def write_merge(
     num_threads: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     resume: bool = False,
-) -> list[Path]:
+) -> Written:
     """Merge into an existing folder's weights files.
 
     The bytes do not depend on the number of threads: every part is computed by one thread, in the same order of
@@ -40,21 +55,19 @@ def write_merge(
         max_shard_bytes: Largest file.
         resume: Continue what a killed process left of the same merge in the folder.
 
-    Returns:
-        The weights files, index last where there is one.
-
     Raises:
         ZooError: If the method refuses its inputs, an input or output is not finite, or the disk is full.
     """
     merger.check(inputs)
-    with WeightsWriter(folder, inputs.layout, max_shard_bytes=max_shard_bytes, resume=resume) as writer:
+    with WeightsWriter(folder, inputs.layout, max_shard_bytes=max_shard_bytes, resume=resume, hashed=True) as writer:
 
         def works() -> Iterator[Work]:
             every = merger.works(inputs)
-            return (work for work in every if work.name is None or not writer.has(work.name, work.start, work.size))
+            return (work for work in every if not (work.alone and writer.has(work.name, work.start, work.size)))
 
-        run_works(works, writer.put_piece, num_threads)
-    return writer.paths
+        # In the order of the file, so that it can be hashed soon after it is written.
+        run_works(works, writer.put_piece, num_threads, lambda work: writer.position(work.name, work.start))
+    return Written(writer.paths, writer.digest)
 
 
 def merge_in_memory(merger: Merger, inputs: MergeInputs, *, num_threads: int | None = None) -> dict[str, Tensor]:
@@ -84,19 +97,25 @@ def merge_in_memory(merger: Merger, inputs: MergeInputs, *, num_threads: int | N
     return tensors
 
 
-def run_works(works: Callable[[], Iterable[Work]], put: Put, num_threads: int | None) -> None:
+def run_works(
+    works: Callable[[], Iterable[Work]],
+    put: Put,
+    num_threads: int | None,
+    position: Callable[[Work], Any] | None = None,
+) -> None:
     """Run the parts of a merge, or of another pass over its members, each in one thread.
 
     Args:
         works: Returns the parts; asked for where an operation keeps to one thread.
         put: Takes what they make.
         num_threads: Threads; null for one a core.
+        position: What to begin with, the smallest first; null begins with the largest part, so that at the end no
+            thread waits for another's long work.
     """
     count = num_threads or num_cores()
     _keep_freed_memory()
     with one_thread_an_operation():
-        # The largest first: at the end no thread waits for another's long work.
-        ordered = sorted(works(), key=lambda work: -work.size)
+        ordered = sorted(works(), key=position or (lambda work: -work.size))
         if count == 1 or len(ordered) == 1:
             for work in ordered:
                 work.run(put)

@@ -12,11 +12,11 @@ PACKAGE = Path(__file__).parent.parent / "hf_zoo"
 # From the bottom up; a module imports only from its own layer or one below.
 LAYERS = {
     "errors": 0, "files": 0, "resources": 0, "models": 0, "seeding": 0, "versions": 0, "recipe": 1,
-    "folders": 1, "shards": 2, "checkpoint": 2, "adapters": 2, "population": 2, "structure": 2, "heads": 2,
+    "folders": 1, "hashing": 1, "shards": 2, "checkpoint": 2, "adapters": 2, "population": 2, "structure": 2, "heads": 2,
     "configs": 3, "axes": 3, "tokenizer_files": 3, "vocabulary": 3, "labels": 3, "stacking": 3, "mergekit": 3, "mergekit_values": 3, "mergekit_methods": 3,
     "losses": 3, "metrics": 3, "data": 3,
     "parents": 4, "building": 4, "evaluation": 4, "methods": 4, "hub": 4,
-    "inputs": 4, "geometry": 4, "task_vectors": 4, "trimming": 4, "information": 4, "matrices": 4, "places": 4, "learning": 4, "linear_layers": 4, "regression": 4, "varying": 5, "streaming": 5,
+    "inputs": 4, "means": 4, "geometry": 4, "task_vectors": 4, "trimming": 4, "information": 4, "matrices": 4, "places": 4, "learning": 4, "linear_layers": 4, "regression": 4, "varying": 5, "streaming": 5,
     "functional": 6, "ensembles": 6, "joining": 6, "presenting": 6, "lineage": 6, "finding": 6, "ingredients": 5, "auto": 6, "trials": 6,
     "curvature": 5, "training": 6, "planning": 6, "merging": 6, "analysis": 6, "candidates": 2, "sampling": 2, "search": 6, "contest": 6,
     "cli": 7, "display": 7, "pretrain": 7, "finetune": 7, "merge": 7, "publish": 7, "listing": 7, "serving": 7, "extension": 7,

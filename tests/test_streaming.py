@@ -48,7 +48,9 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(method, members, tmp_p
     for count in (1, 2, 5):
         folder = tmp_path / str(count)
         folder.mkdir()
-        (path,) = write_merge(folder, merger(method, members), inputs, num_threads=count)
+        written = write_merge(folder, merger(method, members), inputs, num_threads=count)
+        (path,) = written.paths
+        assert written.digest == sha256_of(path)
         hashes.add(sha256_of(path))
     assert len(hashes) == 1
     assert torch.get_num_threads() == before
@@ -67,7 +69,9 @@ def test_what_is_written_is_what_is_merged_in_memory(members, tmp_path):
 
 def test_shards_are_cut_and_hold_everything(members, tmp_path):
     inputs = MergeInputs.of(members)
-    paths = write_merge(tmp_path, merger("average", members), inputs, max_shard_bytes=1_000_000)
+    written = write_merge(tmp_path, merger("average", members), inputs, max_shard_bytes=1_000_000)
+    paths = written.paths
+    assert written.digest is None
     assert [path.name for path in paths][-1] == "model.safetensors.index.json"
     assert len(paths) > 2
     read = CheckpointReader.open(tmp_path)
@@ -105,6 +109,7 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_streaming import merger_of, random_members
 import hf_zoo.shards as shards
+from hf_zoo.files import sha256_of
 from hf_zoo.streaming import write_merge
 members = random_members({list(shapes.items())!r})
 count, plain = 0, shards.WeightsWriter.put_piece
@@ -117,7 +122,8 @@ def put_piece(self, *arguments):
 shards.WeightsWriter.put_piece = put_piece
 folder = Path(sys.argv[1])
 folder.mkdir(exist_ok=True)
-write_merge(folder, *merger_of(members), num_threads=2, resume=True)
+written = write_merge(folder, *merger_of(members), num_threads=2, resume=True)
+assert written.digest == sha256_of(written.paths[0])
 print(count)
 """
     hashes = set()
@@ -160,5 +166,5 @@ def test_an_interrupt_leaves_the_parts_that_wait_unmade():
         time.sleep(0.05)
 
     with pytest.raises(KeyboardInterrupt):
-        run_works(lambda: [Work(1, run)] * 40, lambda name, start, piece: None, 2)
+        run_works(lambda: [Work(1, run, "w")] * 40, lambda name, start, piece: None, 2)
     assert len(made) < 20  # 40 parts take a second on two threads, an interrupt a fraction of it

@@ -103,7 +103,7 @@ def relate_all(inputs: MergeInputs, names: Sequence[str], num_threads: int | Non
         def run(_: Put) -> None:
             found[name] = relate(inputs.tensors(name))
 
-        return Work(inputs.layout[name].numel, run)
+        return Work(inputs.layout[name].numel, run, name)
 
     run_works(lambda: map(work, names), lambda *_: None, num_threads)
     return {name: found[name] for name in names}

@@ -158,7 +158,7 @@ def _works(method: ElementwiseMethod, inputs: MergeInputs, found: dict[str, Weig
             survey = method.survey(inputs.tensors(name), overview)
             found[name] = _weights_of(method, wide.tensors(name), survey)
 
-        return Work(inputs.layout[name].numel, run)
+        return Work(inputs.layout[name].numel, run, name)
 
     return [work(name) for name, info in inputs.layout.items() if info.dtype.is_floating_point and info.numel]
 

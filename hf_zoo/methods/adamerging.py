@@ -13,7 +13,8 @@ from torch import Tensor
 from hf_zoo.errors import MergeError
 from hf_zoo.inputs import MemberTensors, MergeInputs
 from hf_zoo.learning import Mixture, check_learned, check_trials, draw_batches, report_coefficients
-from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, per_member, weighted_mean
+from hf_zoo.means import weighted_mean
+from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, per_member
 from hf_zoo.task_vectors import require_finite, require_fractions, weighted_sum
 from hf_zoo.trimming import least_kept, trim
 

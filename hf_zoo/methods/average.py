@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hf_zoo.errors import MergeError
 from hf_zoo.inputs import MemberTensors, MergeInputs
-from hf_zoo.methods.base import ElementwiseMethod, Paper, per_member, weighted_mean
+from hf_zoo.means import weighted_mean
+from hf_zoo.methods.base import ElementwiseMethod, Paper, per_member
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Average(ElementwiseMethod):
         2022,
         "https://arxiv.org/abs/2203.05482",
     )
+    linear: ClassVar[bool] = True
 
     weights: tuple[float, ...] | None = None
 

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -23,10 +23,10 @@ from torch import Tensor
 
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError, nearest
-from hf_zoo.inputs import PIECE_ENTRIES, MemberTensors, MergeInputs, read_finite
+from hf_zoo.inputs import PIECE_ENTRIES, MemberTensors, MergeInputs
 from hf_zoo.recipe.binding import bind
 from hf_zoo.recipe.rules import method_names
-from hf_zoo.shards import TensorInfo
+from hf_zoo.shards import is_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,14 +82,17 @@ class Work:
     Attributes:
         size: Number of entries it makes, to begin with the largest.
         run: Hands every piece it makes to a function of name, first entry and flat piece, in the layout's type.
-        name: The tensor it makes, or makes a part of; null for several.
+        name: The tensor it makes or makes a part of, or the first of several.
         start: First entry it makes.
+        alone: Whether it can be left out where its entries are there already: it makes no other tensor and reports
+            nothing.
     """
 
     size: int
     run: Callable[[Put], None]
-    name: str | None = None
+    name: str
     start: int = 0
+    alone: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +145,7 @@ class Method(ABC):
             for name, tensor in self.merge(inputs):
                 put(name, 0, tensor.to("cpu").reshape(-1))
 
-        yield Work(sum(info.numel for info in inputs.layout.values()), run)
+        yield Work(sum(info.numel for info in inputs.layout.values()), run, next(iter(inputs.layout)), alone=False)
 
     def check(self, inputs: MergeInputs) -> None:
         """Refuse inputs the method cannot work with.
@@ -257,7 +260,7 @@ class TensorwiseMethod(Method):
                 merged = inputs.members[0][name]
             put(name, 0, merged.to("cpu", info.dtype).reshape(-1))
 
-        yield Work(info.numel, run, None if self.notes else name)
+        yield Work(info.numel, run, name, alone=not self.notes)
 
 
 class ElementwiseMethod(TensorwiseMethod):
@@ -267,6 +270,9 @@ class ElementwiseMethod(TensorwiseMethod):
     """
 
     surveys: ClassVar[bool] = False
+    # Whether an entry of a member that is not finite makes the merge not finite at its place, as it does in every
+    # linear combination: then members are checked only where the merge turns out so.
+    linear: ClassVar[bool] = False
 
     def survey(self, tensors: MemberTensors, overview: Any) -> Any:
         """Return what must be known of a whole tensor before its first entry is made; set `surveys` to have it asked.
@@ -300,12 +306,15 @@ class ElementwiseMethod(TensorwiseMethod):
         def run(put: Put, part: MemberTensors) -> None:
             survey = self.survey(part, overview)
             for piece in part.pieces():
-                put(name, piece.start, self.blend(piece, survey).to("cpu", info.dtype))
+                merged = self.blend(piece.unchecked() if self.linear else piece, survey)
+                if self.linear and not is_finite(merged):
+                    self.blend(piece, survey)  # raises with the member's name, unless it is an overflow
+                put(name, piece.start, merged.to("cpu", info.dtype))
 
         whole = inputs.tensors(name)
         # A survey needs the whole tensor; without one, a large tensor may be shared between threads.
         for part in [whole] if self.surveys else whole.pieces(PIECES_A_WORK * PIECE_ENTRIES):
-            yield Work(part.numel, partial(run, part=part), None if self.notes else name, part.start)
+            yield Work(part.numel, partial(run, part=part), name, part.start, not self.notes)
 
 
 def list_methods() -> list[str]:
@@ -375,68 +384,6 @@ def require_shares(weights: Sequence[float] | None) -> None:
     """
     if weights is not None and not (all(0 <= one < math.inf for one in weights) and sum(weights) > 0):
         raise MergeError(f"weights must be finite, none negative and their sum above 0, got {list(weights)}")
-
-
-def weighted_mean(tensors: Iterable[Tensor], weights: Sequence[float] | None = None) -> Tensor:
-    """Average tensors, one in memory at a time.
-
-    Args:
-        tensors: Floating tensors of one shape.
-        weights: One per tensor, their sum positive; null weighs them alike. They are normalised.
-
-    Returns:
-        The mean, (*shape), in float32 or wider.
-    """
-    total: Tensor | None = None
-    factors: list[float] = []
-    for index, tensor in enumerate(tensors):
-        factor = 1.0 if weights is None else float(weights[index])
-        factors.append(factor)
-        wide = torch.promote_types(tensor.dtype, torch.float32)
-        if total is None:
-            total = tensor.to(wide) * factor
-        else:
-            total.add_(tensor.to(wide), alpha=factor)
-    assert total is not None
-    # Dividing once at the end, and not weighting by 1/K, keeps the mean of two or four equal tensors exact.
-    return total.div_(sum(factors))
-
-
-def mean_of(members: Sequence[CheckpointReader], source: str, layout: Mapping[str, TensorInfo]) -> CheckpointReader:
-    """Return the members' mean as a model that computes each tensor when it is asked for.
-
-    Args:
-        members: Members alike in names and shapes.
-        source: What to call the mean in messages.
-        layout: Names, shapes and types of the mean; integer and boolean tensors are the first member's.
-    """
-
-    def read(name: str) -> Tensor:
-        dtype = layout[name].dtype
-        if not dtype.is_floating_point:
-            return members[0][name]
-        return weighted_mean(read_finite(member, name) for member in members).to(dtype)
-
-    return CheckpointReader(source, layout, read, {})
-
-
-def completed(part: CheckpointReader, inputs: MergeInputs) -> CheckpointReader:
-    """Return a whole model to be scored: tensors that another method makes are the mean of the members that have them.
-
-    Args:
-        part: The tensors a method makes, as it would make them.
-        inputs: The method's inputs.
-    """
-    having: dict[str, list[CheckpointReader]] = {}
-    for member in inputs.members:
-        for name in member:
-            having.setdefault(name, []).append(member)
-    layout = {name: owners[0].layout[name] for name, owners in having.items()} | dict(part.layout)
-
-    def read(name: str) -> Tensor:
-        return part[name] if name in part else mean_of(having[name], part.source, layout)[name]
-
-    return CheckpointReader(part.source, layout, read, {})
 
 
 def _sources(members: Sequence[CheckpointReader]) -> str:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hf_zoo.errors import MergeError
 from hf_zoo.inputs import MemberTensors
-from hf_zoo.methods.base import ElementwiseMethod, Paper, weighted_mean
+from hf_zoo.means import weighted_mean
+from hf_zoo.methods.base import ElementwiseMethod, Paper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class Ema(ElementwiseMethod):
         2024,
         "https://arxiv.org/abs/2411.18704",
     )
+    linear: ClassVar[bool] = True
 
     decay: float = 0.9
     start: Literal["first", "zero"] = "first"

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hf_zoo.errors import MergeError
 from hf_zoo.inputs import MemberTensors, MergeInputs
-from hf_zoo.methods.base import ElementwiseMethod, Paper, weighted_mean
+from hf_zoo.means import weighted_mean
+from hf_zoo.methods.base import ElementwiseMethod, Paper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class EpochSoup(ElementwiseMethod):
         2018,
         "https://arxiv.org/abs/1803.05407",
     )
+    linear: ClassVar[bool] = True
 
     last: int = 5
 

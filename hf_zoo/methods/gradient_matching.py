@@ -13,7 +13,8 @@ from torch import Tensor
 from hf_zoo.errors import MergeError
 from hf_zoo.information import check_fishers, fisher_of, has_fisher, moment_of
 from hf_zoo.inputs import MemberTensors, MergeInputs
-from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, per_member, weighted_mean
+from hf_zoo.means import weighted_mean
+from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, per_member
 
 
 @dataclass(frozen=True, kw_only=True)

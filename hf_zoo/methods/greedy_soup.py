@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hf_zoo.inputs import MergeInputs
-from hf_zoo.methods.base import Method, Need, Paper, completed, mean_of
+from hf_zoo.means import completed, mean_of
+from hf_zoo.methods.base import Method, Need, Paper
 
 logger = logging.getLogger(__name__)
 

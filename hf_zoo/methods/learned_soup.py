@@ -13,7 +13,8 @@ from torch import Tensor
 from hf_zoo.errors import MergeError
 from hf_zoo.inputs import MemberTensors, MergeInputs
 from hf_zoo.learning import Mixture, check_learned, check_trials, draw_batches, num_batches, report_coefficients
-from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, weighted_mean
+from hf_zoo.means import weighted_mean
+from hf_zoo.methods.base import ElementwiseMethod, Need, Paper
 
 if TYPE_CHECKING:
     from hf_zoo.trials import Trial

@@ -36,6 +36,7 @@ class Nuslerp(ElementwiseMethod):
     paper: ClassVar[Paper] = Paper(
         "Animating rotation with quaternion curves", "Shoemake", 1985, "https://doi.org/10.1145/325165.325242"
     )
+    linear: ClassVar[bool] = True
     arity: ClassVar[tuple[int, int | None]] = (2, 2)
     surveys: ClassVar[bool] = True
 

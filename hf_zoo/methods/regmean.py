@@ -16,7 +16,8 @@ from torch import Tensor
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import CheckpointError, MergeError
 from hf_zoo.inputs import MemberTensors, MergeInputs, read_finite, some_names
-from hf_zoo.methods.base import Need, Paper, TensorwiseMethod, per_member, weighted_mean
+from hf_zoo.means import weighted_mean
+from hf_zoo.methods.base import Need, Paper, TensorwiseMethod, per_member
 from hf_zoo.regression import Regression, require_regression
 
 

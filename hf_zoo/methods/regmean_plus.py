@@ -18,7 +18,8 @@ from hf_zoo.errors import MergeError
 from hf_zoo.inputs import MemberTensors, MergeInputs
 from hf_zoo.learning import Mixture, check_trials
 from hf_zoo.linear_layers import linear_layers, watching
-from hf_zoo.methods.base import Need, Paper, TensorwiseMethod, per_member, weighted_mean
+from hf_zoo.means import weighted_mean
+from hf_zoo.methods.base import Need, Paper, TensorwiseMethod, per_member
 from hf_zoo.places import Places
 from hf_zoo.regression import Regression, require_regression
 from hf_zoo.shards import is_finite

@@ -30,6 +30,7 @@ class TaskArithmetic(ElementwiseMethod):
     paper: ClassVar[Paper] = Paper(
         "Editing Models with Task Arithmetic", "Ilharco et al.", 2023, "https://arxiv.org/abs/2212.04089"
     )
+    linear: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.BASE})
 
     scale: float = 0.4

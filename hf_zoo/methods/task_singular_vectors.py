@@ -14,7 +14,8 @@ from torch import Tensor
 from hf_zoo.errors import MergeError
 from hf_zoo.inputs import MemberTensors
 from hf_zoo.matrices import add_to_base, directions, matrix_shape, nearest_orthogonal, task_matrices
-from hf_zoo.methods.base import Need, Paper, TensorwiseMethod, weighted_mean
+from hf_zoo.means import weighted_mean
+from hf_zoo.methods.base import Need, Paper, TensorwiseMethod
 
 
 @dataclass(frozen=True, kw_only=True)

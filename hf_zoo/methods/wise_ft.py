@@ -12,7 +12,8 @@ from torch import Tensor
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError
 from hf_zoo.inputs import MemberTensors, MergeInputs
-from hf_zoo.methods.base import ElementwiseMethod, Need, Paper, completed
+from hf_zoo.means import completed
+from hf_zoo.methods.base import ElementwiseMethod, Need, Paper
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class WiseFt(ElementwiseMethod):
     paper: ClassVar[Paper] = Paper(
         "Robust fine-tuning of zero-shot models", "Wortsman et al.", 2022, "https://arxiv.org/abs/2109.01903"
     )
+    linear: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.BASE})
     arity: ClassVar[tuple[int, int | None]] = (1, 1)
 

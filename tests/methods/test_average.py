@@ -6,8 +6,9 @@ import torch
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import MergeError, RecipeError
 from hf_zoo.inputs import MergeInputs
+from hf_zoo.means import weighted_mean
 from hf_zoo.methods.average import Average
-from hf_zoo.methods.base import make_method, weighted_mean
+from hf_zoo.methods.base import make_method
 
 
 def merge_values(values, dtype=torch.float32, output=None, **parameters):

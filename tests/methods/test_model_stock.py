@@ -96,7 +96,9 @@ def test_weights_and_report_do_not_depend_on_the_threads(tmp_path):
     for num_threads in (1, 4):
         inputs = MergeInputs.of(members, base=base)
         (tmp_path / str(num_threads)).mkdir()
-        (path,) = write_merge(tmp_path / str(num_threads), ModelStock(clip=False), inputs, num_threads=num_threads)
+        (path,) = write_merge(
+            tmp_path / str(num_threads), ModelStock(clip=False), inputs, num_threads=num_threads
+        ).paths
         made.append((path.read_bytes(), json.dumps(inputs.report)))
     assert made[0] == made[1]
     assert len(json.loads(made[0][1])["ratios"]) == 12
