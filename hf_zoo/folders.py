@@ -19,7 +19,9 @@ FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextmanager
-def new_folder(folder: Path, *, replace: bool = False, resume_key: str | None = None) -> Generator[Path, None, None]:
+def new_folder(
+    folder: Path, *, replace: bool = False, resume_key: str | None = None, sync: bool = True
+) -> Generator[Path, None, None]:
     """Give a temporary sibling that becomes `folder` when the block ends, and vanishes when it raises.
 
     What a killed process of this machine left behind for the same folder is removed first, or continued.
@@ -29,6 +31,7 @@ def new_folder(folder: Path, *, replace: bool = False, resume_key: str | None = 
         replace: Replace an existing folder; else it is refused.
         resume_key: What the content depends on. What a killed or interrupted process left behind under the same key
             is given as it is, to be finished; null always begins anew.
+        sync: Wait until the disk has everything, so that the folder is whole also after a power failure.
 
     Yields:
         The temporary folder to fill.
@@ -58,8 +61,11 @@ def new_folder(folder: Path, *, replace: bool = False, resume_key: str | None = 
     try:
         yield temporary
         (temporary / KEY_FILE).unlink(missing_ok=True)
-        sync_tree(temporary)
+        if sync:
+            _sync_tree(temporary)
         _put_in_place(temporary, folder)
+        if sync:
+            _sync(folder.parent)
     except KeyboardInterrupt:
         keep = resume_key is not None
         raise
@@ -138,11 +144,9 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
         shutil.rmtree(old)
     else:
         os.rename(temporary, folder)
-    _sync(folder.parent)
 
 
-def sync_tree(folder: Path) -> None:
-    """Have a folder's files written to the disk before anything else is."""
+def _sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if not path.is_symlink():
             _sync(path)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hf_zoo import __version__
 from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.files import json_text, weights_digest
-from hf_zoo.folders import new_folder, require_space, sync_tree
+from hf_zoo.folders import new_folder, require_space
 from hf_zoo.ingredients import labels_of
 from hf_zoo.inputs import MergeInputs
 from hf_zoo.joining import task_reader
@@ -115,13 +115,15 @@ def _make(plan: MergePlan, found: Found | None = None) -> Manifest:
     _require_space(plan, inputs)
     if found is not None:
         inputs.report["search"] = found.report
-    with new_folder(plan.folder, resume_key=_identity(plan)) as folder, ThreadPoolExecutor(2, "aside") as aside:
+    with (
+        new_folder(plan.folder, resume_key=_identity(plan), sync=False) as folder,
+        ThreadPoolExecutor(1, "aside") as aside,
+    ):
         ready = aside.submit(_import_cards)  # while the cores' threads merge
         if found is not None:
             shutil.copyfile(found.table, folder / found.table.name)
         written = _write_root(plan, inputs, folder)
         ready.result()
-        aside.submit(sync_tree, folder)
         hashed = aside.submit(lambda: written.digest or weights_digest(folder))
         readers = {trial.task: _written(plan, trial.task, folder) for trial in trials}
         for task in plan.tasks if plan.heads_apart else ():
