@@ -186,6 +186,7 @@ class WeightsWriter:
         resume: Continue files of the same layout that a killed process left in the folder; what it had written is
             listed in a journal there.
         hashed: Take the file's hash while it is written.
+        sync: Wait until the disk has the files, before they get their names.
 
     Attributes:
         paths: The weights files, index last where there is one.
@@ -203,8 +204,9 @@ class WeightsWriter:
         finite: bool = True,
         resume: bool = False,
         hashed: bool = False,
+        sync: bool = True,
     ) -> None:
-        self._folder, self._layout, self._finite = folder, layout, finite
+        self._folder, self._layout, self._finite, self._sync = folder, layout, finite, sync
         self._hashed = hashed
         self._hash: FollowingHash | None = None
         self._journal = folder / JOURNAL_FILE if resume else None
@@ -298,7 +300,7 @@ class WeightsWriter:
                 if pending:
                     raise CheckpointError(f"{self._folder}: {len(pending)} tensors never came, first {min(pending)!r}")
                 for shard in self._shards:
-                    shard.finish()
+                    shard.finish(self._sync)
                 self._write_index()
                 if self._journal is not None:
                     self._journal.unlink()
@@ -374,8 +376,10 @@ class _ShardWriter:
             content = piece.view(torch.uint8).numpy()
             _write_at(self.handle, content.data, self.offsets[name] + start * piece.dtype.itemsize)
 
-    def finish(self) -> None:
-        os.close(self.handle)  # synced with its folder, before that appears
+    def finish(self, sync: bool) -> None:
+        if sync:
+            os.fsync(self.handle)
+        os.close(self.handle)
         self.handle = -1
         os.replace(self.partial, self.path)
 

@@ -59,7 +59,9 @@ def write_merge(
         ZooError: If the method refuses its inputs, an input or output is not finite, or the disk is full.
     """
     merger.check(inputs)
-    with WeightsWriter(folder, inputs.layout, max_shard_bytes=max_shard_bytes, resume=resume, hashed=True) as writer:
+    with WeightsWriter(
+        folder, inputs.layout, max_shard_bytes=max_shard_bytes, resume=resume, hashed=True, sync=False
+    ) as writer:
 
         def works() -> Iterator[Work]:
             every = merger.works(inputs)
