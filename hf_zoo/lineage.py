@@ -107,18 +107,16 @@ def measure_kinship(
     """
     every = readers if base is None else [*readers, base[1]]
     names = _sampled(layout, every)
-    labels = labels_of(ingredients)
+    labels = labels_of(ingredients if base is None else [*ingredients, base[0]])
     parents = {
         label: parent.sha256
-        for label, one in zip(labels, ingredients, strict=True)
+        for label, one in zip(labels[: len(ingredients)], ingredients, strict=True)
         if one.manifest is not None
         for parent in one.manifest.parents
         if parent.role == "parent" and parent.sha256 is not None
     }
-    if base is not None:
-        labels.append(base[0].label)
-        if parents:  # for its children, the base is the parent they name
-            parents[base[0].label] = base[0].sha256
+    if base is not None and parents:  # for its children, the base is the parent they name
+        parents[labels[-1]] = base[0].sha256
     with one_thread_an_operation():
         directions = torch.stack([_direction(one, names) for one in every])
         table = (directions @ directions.T).tolist()

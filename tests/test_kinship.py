@@ -70,3 +70,10 @@ def test_models_of_one_name_do_not_hide_each_other():
         "final (1) and final (2)",
         "final (2) and final (3)",
     ]
+
+
+def test_a_base_called_like_a_member_is_told_apart_from_it():
+    parent = weights(0)
+    readers = [CheckpointReader.of(one, "m0") for one in (weights(1, parent, 0.1), parent)]
+    found = measure_kinship([ingredient("m0")], readers[:1], readers[0].layout, (ingredient("m0"), readers[1]))
+    assert list(found.cosines) == [("m0 (1)", "m0 (2)")]
