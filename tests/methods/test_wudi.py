@@ -1,27 +1,17 @@
 """WUDI-Merging against autograd, its closed form and cases worked out by hand."""
 
+import functools
+
 import pytest
 import torch
+from vectors import draw_normal as draw
+from vectors import merge_vectors
 
-from hf_zoo.checkpoint import CheckpointReader
 from hf_zoo.errors import RecipeError
-from hf_zoo.inputs import MergeInputs
 from hf_zoo.methods.base import make_method
 from hf_zoo.methods.wudi import Wudi
 
-
-def merge(vectors, base=None, dtype=torch.float64, **parameters):
-    """Merge models given by their task vectors; the base is drawn."""
-    vectors = [torch.as_tensor(vector, dtype=dtype) for vector in vectors]
-    if base is None:
-        base = torch.randn(vectors[0].shape, generator=torch.Generator().manual_seed(9)).to(dtype)
-    members = [CheckpointReader.of({"w": base + vector}, f"m{i}") for i, vector in enumerate(vectors)]
-    inputs = MergeInputs.of(members, base=CheckpointReader.of({"w": base}, "base"), compute_dtype=dtype)
-    return dict(Wudi(**parameters).merge(inputs))["w"] - base
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+merge = functools.partial(merge_vectors, Wudi)
 
 
 def interference(merged, vectors):

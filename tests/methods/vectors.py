@@ -38,3 +38,17 @@ def draw(*shape, seed=0):
     """Return numbers on a grid of 2^-10 below 8: sums and differences of a few are exact in float32."""
     values = torch.randint(-4096, 4097, shape, generator=torch.Generator().manual_seed(seed))
     return values.float() / 1024
+
+
+def draw_normal(*shape, seed=0):
+    """Return standard normal numbers in float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def merge_vectors(method_class, vectors, base=None, dtype=torch.float64, **parameters):
+    """Merge models given by their task vectors and return the merged one; the base is drawn."""
+    vectors = [torch.as_tensor(vector, dtype=dtype) for vector in vectors]
+    if base is None:
+        base = torch.randn(vectors[0].shape, generator=torch.Generator().manual_seed(9)).to(dtype)
+    inputs = inputs_of(base, around(base, vectors), dtype, compute_dtype=dtype)
+    return dict(method_class(**parameters).merge(inputs))["w"] - base
